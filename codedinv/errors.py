@@ -1,0 +1,29 @@
+"""Errors that happen at run time. A caller's mistake is a ValueError or TypeError instead."""
+
+
+class CodedInvError(Exception):
+    """Base of every run-time error of codedinv."""
+
+
+class BundleError(CodedInvError):
+    """A bundle on disk is damaged, foreign or of another schema version; the message names the file."""
+
+
+class NotConverged(CodedInvError):
+    """A fixed-point inversion did not reach its tolerance within its iteration limit."""
+
+
+class Overloaded(CodedInvError):
+    """The server's bounded queue is full; the query was not accepted and may be sent again later."""
+
+
+class DeadlineExceeded(CodedInvError):
+    """No answer, exact or reconstructed, could be given before the query's deadline."""
+
+
+class Unrecoverable(CodedInvError):
+    """More results were lost than the code covers and no attempt was left to send the query again."""
+
+
+class ServerClosed(CodedInvError):
+    """The server is closed or closing and takes no more queries."""
