@@ -1,0 +1,71 @@
+"""Prediction serving that answers every query on time, by coded computation.
+
+The names below are loaded on first use, so that `import codedinv` stays quick: torch, numpy and the
+serving machinery are imported by the parts that need them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from codedinv.bundle import CodedModel
+    from codedinv.coding import Code, StreamingDecoder
+    from codedinv.errors import (
+        BundleError,
+        CodedInvError,
+        DeadlineExceeded,
+        NotConverged,
+        Overloaded,
+        ServerClosed,
+        Unrecoverable,
+    )
+    from codedinv.serving import CodedServer, Policy, Prediction
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "CodedServer": "codedinv.serving",
+    "CodedModel": "codedinv.bundle",
+    "Code": "codedinv.coding",
+    "StreamingDecoder": "codedinv.coding",
+    "Policy": "codedinv.serving",
+    "Prediction": "codedinv.serving",
+    "CodedInvError": "codedinv.errors",
+    "BundleError": "codedinv.errors",
+    "DeadlineExceeded": "codedinv.errors",
+    "NotConverged": "codedinv.errors",
+    "Overloaded": "codedinv.errors",
+    "ServerClosed": "codedinv.errors",
+    "Unrecoverable": "codedinv.errors",
+}
+
+__all__ = [
+    "BundleError",
+    "Code",
+    "CodedInvError",
+    "CodedModel",
+    "CodedServer",
+    "DeadlineExceeded",
+    "NotConverged",
+    "Overloaded",
+    "Policy",
+    "Prediction",
+    "ServerClosed",
+    "StreamingDecoder",
+    "Unrecoverable",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'codedinv' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,123 @@
+#include "dlpack.hpp"
+
+#include <cstring>
+
+namespace py = pybind11;
+
+namespace codedinv::dlpack {
+namespace {
+
+constexpr std::int32_t kCpu = 1, kCudaHost = 3;  // device types whose memory the CPU reads
+constexpr std::uint8_t kFloat = 2, kBfloat = 4;  // data type codes
+
+const Tensor* tensor_of(const py::object& capsule) {
+  if (PyCapsule_IsValid(capsule.ptr(), "dltensor")) {
+    return &static_cast<ManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"))->tensor;
+  }
+  if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
+    const auto* managed = static_cast<ManagedTensorVersioned*>(
+        PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
+    if (managed->major == 1) return &managed->tensor;
+    throw py::value_error("embedding: expected DLPack version 1, got " +
+                          std::to_string(managed->major));
+  }
+  throw py::value_error("embedding: __dlpack__ returned no unused DLPack capsule");
+}
+
+std::vector<std::int64_t> strides_of(const Tensor& tensor) {
+  const std::size_t rank = static_cast<std::size_t>(tensor.ndim);
+  if (tensor.strides != nullptr) return {tensor.strides, tensor.strides + rank};
+  std::vector<std::int64_t> strides(rank, 1);
+  for (std::size_t d = rank; d-- > 1;) strides[d - 1] = strides[d] * tensor.shape[d];
+  return strides;
+}
+
+// Calls a method of the object's DLPack protocol; its refusal is the caller's mistake.
+py::object ask(py::handle object, const char* method) {
+  try {
+    return object.attr(method)();
+  } catch (py::error_already_set& error) {
+    const std::string why = py::str(error.value()).cast<std::string>();
+    py::raise_from(error, PyExc_ValueError, ("embedding: cannot be read: " + why).c_str());
+    throw py::error_already_set();
+  }
+}
+
+}  // namespace
+
+Borrowed::Borrowed(py::handle object) {
+  if (!py::hasattr(object, "__dlpack__") || !py::hasattr(object, "__dlpack_device__")) {
+    throw py::type_error(
+        "embedding: expected a numpy array, a torch CPU tensor or another DLPack object, got " +
+        py::str(py::type::handle_of(object).attr("__name__")).cast<std::string>());
+  }
+  // The device is asked first: exporting from an accelerator could synchronise with it.
+  const py::object device = ask(object, "__dlpack_device__");
+  const int type = py::int_(device[py::int_(0)]);
+  if (type != kCpu && type != kCudaHost) {
+    throw py::value_error("embedding: expected memory of the CPU, got DLPack device type " +
+                          std::to_string(type) + (type == 2 ? " (CUDA)" : ""));
+  }
+  capsule_ = ask(object, "__dlpack__");
+  tensor_ = tensor_of(capsule_);
+}
+
+std::optional<DType> Borrowed::dtype() const {
+  const DataType type = tensor_->dtype;
+  if (type.lanes != 1) return std::nullopt;
+  if (type.code == kBfloat && type.bits == 16) return DType::bf16;
+  if (type.code != kFloat) return std::nullopt;
+  switch (type.bits) {
+    case 16: return DType::f16;
+    case 32: return DType::f32;
+    case 64: return DType::f64;
+    default: return std::nullopt;
+  }
+}
+
+std::string Borrowed::dtype_text() const {
+  static const char* const names[] = {"int", "uint", "float", "handle", "bfloat", "complex", "bool"};
+  const DataType type = tensor_->dtype;
+  const std::string name = type.code < 7 ? names[type.code] : "DLPack type " +
+                                                                  std::to_string(type.code) + " x ";
+  return type.code == 6 ? name : name + std::to_string(type.bits);
+}
+
+const unsigned char* Borrowed::data() const {
+  return static_cast<const unsigned char*>(tensor_->data) + tensor_->byte_offset;
+}
+
+bool Borrowed::contiguous() const {
+  const std::size_t element = tensor_->dtype.bits / 8;
+  if (reinterpret_cast<std::uintptr_t>(data()) % element != 0) return false;
+  if (tensor_->strides == nullptr) return true;
+  std::int64_t expected = 1;
+  for (std::int32_t d = tensor_->ndim; d-- > 0;) {
+    if (tensor_->shape[d] != 1 && tensor_->strides[d] != expected) return false;
+    expected *= tensor_->shape[d];
+  }
+  return true;
+}
+
+std::vector<unsigned char> Borrowed::packed() const {
+  const std::size_t element = tensor_->dtype.bits / 8;
+  const std::size_t rank = static_cast<std::size_t>(tensor_->ndim);
+  std::size_t count = 1;
+  for (std::size_t d = 0; d < rank; ++d) count *= static_cast<std::size_t>(tensor_->shape[d]);
+  std::vector<unsigned char> copy(count * element);
+  std::vector<std::int64_t> index(rank, 0);
+  const std::vector<std::int64_t> strides = strides_of(*tensor_);
+  std::int64_t offset = 0;  // of the element at `index`, in elements
+  for (std::size_t i = 0; i < count; ++i) {
+    std::memcpy(&copy[i * element], data() + offset * static_cast<std::int64_t>(element), element);
+    for (std::size_t d = rank; d-- > 0;) {
+      offset += strides[d];
+      if (++index[d] < tensor_->shape[d]) break;
+      offset -= strides[d] * tensor_->shape[d];
+      index[d] = 0;
+    }
+  }
+  return copy;
+}
+
+}  // namespace codedinv::dlpack
