@@ -48,11 +48,15 @@ double sum_squares(const void* x_row, std::size_t n) {
         sums[u] = V::multiply_add(value, value, sums[u]);
       }
     }
-    for (std::size_t u = 0; u < 8; ++u) {
-      Lane lanes[V::width];
-      V::store(lanes, sums[u]);
-      for (Lane lane : lanes) total += static_cast<double>(lane);
+    const auto one = V::broadcast(Lane(1));
+    for (std::size_t half = 4; half > 0; half /= 2) {
+      for (std::size_t u = 0; u < half; ++u) {
+        sums[u] = V::multiply_add(one, sums[u], sums[u + half]);
+      }
     }
+    Lane lanes[V::width];
+    V::store(lanes, sums[0]);
+    for (Lane lane : lanes) total += static_cast<double>(lane);
   }
   for (; i < n; ++i) {
     const double value = static_cast<double>(widen(x[i]));

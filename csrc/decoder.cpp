@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -53,17 +54,19 @@ Decoder::Decoder(std::vector<double> coefficients, std::size_t k, std::size_t r,
       length_(length),
       dtype_(dtype),
       kernels_(&kernels),
-      row_bytes_(length * accumulator_size_of(dtype)),
-      accumulators_(r * row_bytes_),
+      row_bytes_((length * accumulator_size_of(dtype) + kAlignment - 1) / kAlignment * kAlignment),
+      accumulators_(aligned_zeros(r * row_bytes_)),
       scales_(r),
       has_(k + r) {}
 
-unsigned char* Decoder::accumulator(std::size_t parity) {
-  return accumulators_.data() + parity * row_bytes_;
+Decoder::AlignedBytes Decoder::aligned_zeros(std::size_t bytes) {
+  AlignedBytes memory(new (std::align_val_t(kAlignment)) unsigned char[bytes]);
+  std::memset(memory.get(), 0, bytes);
+  return memory;
 }
 
-const unsigned char* Decoder::accumulator(std::size_t parity) const {
-  return accumulators_.data() + parity * row_bytes_;
+unsigned char* Decoder::accumulator(std::size_t parity) const {
+  return accumulators_.get() + parity * row_bytes_;
 }
 
 void Decoder::push(std::size_t slot, const void* row) {
@@ -219,7 +222,7 @@ std::vector<double> Decoder::residual() const {
 
 void Decoder::reset() {
   const std::lock_guard<std::mutex> lock(mutex_);
-  std::fill(accumulators_.begin(), accumulators_.end(), static_cast<unsigned char>(0));
+  std::memset(accumulators_.get(), 0, r_ * row_bytes_);
   std::fill(scales_.begin(), scales_.end(), 0.0);
   std::fill(has_.begin(), has_.end(), false);
   count_ = 0;

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -22,6 +23,8 @@ namespace codedinv {
 // each call atomic. Two decoders share nothing. The row given to `push` must not change during it.
 class Decoder {
  public:
+  // Vectors that straddle cache lines make an axpy of 3,072 fp32 1.5 times as slow.
+  static constexpr std::size_t kAlignment = 64;
   using Row = std::unique_ptr<unsigned char[]>;  // `length` elements of the stored dtype
 
   // coefficients: r rows of k, row-major. length: elements of one embedding.
@@ -64,8 +67,15 @@ class Decoder {
   const Kernels& kernels() const { return *kernels_; }
 
  private:
-  unsigned char* accumulator(std::size_t parity);
-  const unsigned char* accumulator(std::size_t parity) const;
+  struct AlignedDelete {
+    void operator()(unsigned char* bytes) const {
+      ::operator delete[](bytes, std::align_val_t(kAlignment));
+    }
+  };
+  using AlignedBytes = std::unique_ptr<unsigned char[], AlignedDelete>;
+  static AlignedBytes aligned_zeros(std::size_t bytes);
+
+  unsigned char* accumulator(std::size_t parity) const;
   std::vector<std::size_t> missing_locked() const;
   std::vector<std::size_t> arrived_parities_locked() const;
   Row combine_locked(const std::vector<std::size_t>& parities, const double* weights) const;
@@ -77,10 +87,10 @@ class Decoder {
   const std::size_t k_, r_, length_;
   const DType dtype_;
   const Kernels* const kernels_;
-  const std::size_t row_bytes_;  // of one accumulator
+  const std::size_t row_bytes_;  // of one accumulator, padded so that each begins aligned
 
   mutable std::mutex mutex_;  // guards all below
-  std::vector<unsigned char> accumulators_;
+  const AlignedBytes accumulators_;
   std::vector<double> scales_;  // per parity, the denominator of `residual`
   std::vector<bool> has_;       // per slot
   std::size_t count_ = 0;

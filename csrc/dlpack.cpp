@@ -7,7 +7,7 @@ namespace py = pybind11;
 namespace codedinv::dlpack {
 namespace {
 
-constexpr std::int32_t kCpu = 1, kCudaHost = 3;  // device types whose memory the CPU reads
+constexpr std::int32_t kCpu = 1, kCuda = 2, kCudaHost = 3;  // device types
 constexpr std::uint8_t kFloat = 2, kBfloat = 4;  // data type codes
 
 const Tensor* tensor_of(const py::object& capsule) {
@@ -32,33 +32,55 @@ std::vector<std::int64_t> strides_of(const Tensor& tensor) {
   return strides;
 }
 
-// Calls a method of the object's DLPack protocol; its refusal is the caller's mistake.
-py::object ask(py::handle object, const char* method) {
-  try {
-    return object.attr(method)();
-  } catch (py::error_already_set& error) {
-    const std::string why = py::str(error.value()).cast<std::string>();
-    py::raise_from(error, PyExc_ValueError, ("embedding: cannot be read: " + why).c_str());
-    throw py::error_already_set();
-  }
+// Raises ValueError with the producer's reason, the current Python error, as its cause.
+[[noreturn]] void refuse(py::error_already_set& error) {
+  const std::string why = py::str(error.value()).cast<std::string>();
+  py::raise_from(error, PyExc_ValueError, ("embedding: cannot be read: " + why).c_str());
+  throw py::error_already_set();
+}
+
+void check_device(int type) {
+  if (type == kCpu || type == kCudaHost) return;
+  throw py::value_error("embedding: expected memory of the CPU, got DLPack device type " +
+                        std::to_string(type) + (type == kCuda ? " (CUDA)" : ""));
 }
 
 }  // namespace
 
 Borrowed::Borrowed(py::handle object) {
+  if (borrow_by_exchange_api(object)) {
+    tensor_ = &own_;
+    check_device(own_.device.type);
+  } else {
+    borrow_by_capsule(object);
+  }
+}
+
+bool Borrowed::borrow_by_exchange_api(py::handle object) {
+  const py::object capsule =
+      py::getattr(py::type::handle_of(object), "__dlpack_c_exchange_api__", py::none());
+  if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return false;
+  const auto* api =
+      static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  if (api->major != 1 || api->export_borrowed == nullptr) return false;
+  if (api->export_borrowed(object.ptr(), &own_) == 0) return true;
+  py::error_already_set error;
+  refuse(error);
+}
+
+void Borrowed::borrow_by_capsule(py::handle object) {
   if (!py::hasattr(object, "__dlpack__") || !py::hasattr(object, "__dlpack_device__")) {
     throw py::type_error(
         "embedding: expected a numpy array, a torch CPU tensor or another DLPack object, got " +
         py::str(py::type::handle_of(object).attr("__name__")).cast<std::string>());
   }
-  // The device is asked first: exporting from an accelerator could synchronise with it.
-  const py::object device = ask(object, "__dlpack_device__");
-  const int type = py::int_(device[py::int_(0)]);
-  if (type != kCpu && type != kCudaHost) {
-    throw py::value_error("embedding: expected memory of the CPU, got DLPack device type " +
-                          std::to_string(type) + (type == 2 ? " (CUDA)" : ""));
+  try {
+    // The device is asked first: exporting from an accelerator could synchronise with it.
+    check_device(py::int_(py::tuple(object.attr("__dlpack_device__")())[0]));
+    capsule_ = object.attr("__dlpack__")();
+  } catch (py::error_already_set& error) {
+    refuse(error);
   }
-  capsule_ = ask(object, "__dlpack__");
   tensor_ = tensor_of(capsule_);
 }
 
