@@ -1,0 +1,327 @@
+"""The public functions, and the torch.library operators behind them.
+
+Each operator is one opaque node to torch.compile and export: it has a fake kernel and a backward.
+It runs the Triton kernels where they apply, else the torch reference, and says so once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from . import reference, tuning
+from .packing import PackCache, check_blocks
+from .reference import Block, BlockWeights
+from .tuning import Stage
+
+logger = logging.getLogger(__name__)
+
+# Relative fixed-point step that each dtype can reach, with a margin of 4 over what was seen to be
+# reached (bfloat16 1.2e-4, float32 2.8e-8): asking for less would only run into the cap.
+REACHABLE_STEP = {
+    torch.float64: 1e-14,
+    torch.float32: 1e-7,
+    torch.float16: 1e-4,
+    torch.bfloat16: 5e-4,
+}
+
+_packs = PackCache()
+
+
+def residual_block(x: Tensor, weights: BlockWeights, leading_elu: bool = True) -> Tensor:
+    """y = x + W3 * elu(W2 * elu(W1 * elu(x) + b1) + b2) + b3 in one launch.
+
+    Args:
+        x: [B, C, H, W] float32, bfloat16 or float16; any strides (NCHW and NHWC without a copy).
+        weights: baked (w1 [M, C, 3, 3], b1 [M], w2 [M, M, 1, 1], b2 [M], w3 [C, M, 3, 3], b3 [C]).
+        leading_elu: False for the first block of a network, whose branch begins without the ELU.
+
+    Returns:
+        y, like x. Products are accumulated in float32 (float32 inputs: see tuning.py).
+
+    Raises:
+        ValueError: x or a weight has another shape, dtype or device.
+    """
+    return residual_blocks(x, [(weights, leading_elu)])
+
+
+def residual_blocks(x: Tensor, blocks: Sequence[Block]) -> Tensor:
+    """Applies residual blocks of one shape in order; one launch for all where the batch is large.
+
+    Args:
+        x: as in `residual_block`.
+        blocks: (weights, leading_elu), all of one shape.
+
+    Returns:
+        y, like x.
+
+    Raises:
+        ValueError: as `residual_block`.
+    """
+    _check(x, "x", blocks)
+    flat = [tensor for weights, _ in blocks for tensor in weights]
+    return torch.ops.codedinv.residual_blocks(x, flat, [bool(leading) for _, leading in blocks])
+
+
+def invert(
+    y: Tensor,
+    blocks: Sequence[Block],
+    tol: float = 1e-5,
+    max_iter: int = 100,
+    anderson: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Finds x with blocks(x) = y by fixed point, every block in one launch, each image on its own.
+
+    Does not ask the device whether it converged: an image did if its residual is at most
+    `reachable_tolerance(tol, y.dtype)`; the caller turns others into an error.
+
+    Args:
+        y: [B, C, H, W].
+        blocks: (weights, leading_elu) in forward order, all of one shape.
+        tol: relative step ||x_new - x|| / ||x_new|| at which an image is done with a block;
+            clamped to what the dtype can reach.
+        max_iter: iterations an image may spend on one block.
+        anderson: accelerate by mixing the last two iterates.
+
+    Returns:
+        x like y; iterations [B] int32, the most any block took; residual [B] float32, the largest
+        last relative step of any block (infinite where it was not a number).
+
+    Raises:
+        ValueError: a shape, dtype, tol or max_iter is wrong.
+    """
+    x, iterations, residual = invert_detailed(y, blocks, tol, max_iter, anderson)
+    return x, iterations.amax(dim=1), residual.amax(dim=1)
+
+
+def invert_detailed(
+    y: Tensor,
+    blocks: Sequence[Block],
+    tol: float = 1e-5,
+    max_iter: int = 100,
+    anderson: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`invert`, with iterations and residual of every block: [B, blocks] each.
+
+    A column 0 in both means that the image had failed in a later block.
+    """
+    _check(y, "y", blocks)
+    if not tol > 0:
+        raise ValueError(f"tol: expected a positive relative step, got {tol}")
+    if max_iter < 1:
+        raise ValueError(f"max_iter: expected at least 1, got {max_iter}")
+    flat = [tensor for weights, _ in blocks for tensor in weights]
+    leading = [bool(flag) for _, flag in blocks]
+    tolerance = reachable_tolerance(tol, y.dtype)
+    return torch.ops.codedinv.invert(y, flat, leading, tolerance, max_iter, anderson)
+
+
+def reachable_tolerance(tol: float, dtype: torch.dtype) -> float:
+    """tol, or what `dtype` can reach if that is more."""
+    return max(tol, REACHABLE_STEP[dtype])
+
+
+def unsupported(x: Tensor, hidden: int) -> str | None:
+    """Why the kernels cannot take x [B, C, H, W] with `hidden` channels; None if they can."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    from .launch import interpreting
+
+    if x.device.type != "cuda" and not interpreting():
+        return f"device {x.device.type} (kernels run on cuda)"
+    if x.device.type == "cuda" and torch.cuda.get_device_capability(x.device) < (8, 0):
+        return "compute capability below 8.0"
+    if x.dtype not in tuning.DTYPES:
+        return f"dtype {x.dtype}"
+    channels, height, width = x.shape[1:]
+    if channels > tuning.LARGEST_CHANNELS or hidden > tuning.LARGEST_HIDDEN or hidden % 16:
+        return (
+            f"{channels} channels with {hidden} hidden (at most {tuning.LARGEST_CHANNELS} and "
+            f"{tuning.LARGEST_HIDDEN}, hidden a multiple of 16)"
+        )
+    if not 0 < height * width <= tuning.LARGEST_PIXELS:
+        return f"{height}x{width} pixels (at most {tuning.LARGEST_PIXELS})"
+    return None
+
+
+def _check(x: Tensor, name: str, blocks: Sequence[Block]) -> None:
+    if x.ndim != 4:
+        raise ValueError(f"{name}: expected shape [B, C, H, W], got {tuple(x.shape)}")
+    if x.dtype not in REACHABLE_STEP:
+        raise ValueError(f"{name}: expected a floating dtype, got {x.dtype}")
+    check_blocks(x.shape[1], blocks)
+    for index, (weights, _) in enumerate(blocks):
+        for tensor in weights:
+            if tensor.dtype != x.dtype or tensor.device != x.device:
+                raise ValueError(
+                    f"blocks[{index}]: expected weights of {x.dtype} on {x.device} like {name}, "
+                    f"got {tensor.dtype} on {tensor.device}"
+                )
+
+
+@cache
+def _say_once(message: str) -> None:
+    logger.info(message)
+
+
+def _kernels_apply(x: Tensor, hidden: int) -> bool:
+    reason = unsupported(x, hidden)
+    if reason is not None:
+        _say_once(f"codedinv.kernels falls back to torch: {reason}")
+    return reason is None and x.shape[0] > 0
+
+
+def _blocks(flat: Sequence[Tensor], leading: Sequence[bool]) -> list[Block]:
+    return [
+        (tuple(flat[6 * i : 6 * i + 6]), flag)  # type: ignore[misc]
+        for i, flag in enumerate(leading)
+    ]
+
+
+def _pixelwise(x: Tensor) -> Tensor:
+    """x, copied to NCHW only if its pixels do not follow one another with one stride."""
+    dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+    return x if dense else x.contiguous()
+
+
+def _card(x: Tensor) -> tuple[str | None, int]:
+    if x.device.type != "cuda":
+        return None, 1
+    properties = torch.cuda.get_device_properties(x.device)
+    return properties.name, properties.multi_processor_count
+
+
+@torch.library.custom_op("codedinv::residual_blocks", mutates_args=())
+def _residual_blocks(x: Tensor, weights: Sequence[Tensor], leading: Sequence[bool]) -> Tensor:
+    x = _pixelwise(x)
+    out = torch.empty_like(x)
+    blocks = _blocks(weights, leading)
+    hidden = weights[0].shape[0]
+    if not _kernels_apply(x, hidden):
+        return out.copy_(reference.residual_blocks(x, blocks))
+    from . import residual
+
+    packed = _packs.get(blocks, x.dtype)
+    batch, channels, height, width = x.shape
+    stage = Stage(channels, height, width, hidden)
+    card, multiprocessors = _card(x)
+    fused = batch >= tuning.smallest_stage_batch(stage, x.dtype, multiprocessors)
+    if fused and len(blocks) > 1:
+        residual.run_stage(x, out, packed, tuning.stage_tuning("stage", stage, x.dtype, card))
+        return out
+    chosen = tuning.block_tuning(stage, x.dtype, batch, multiprocessors, card)
+    residual.run_block(x, out, packed, 0, chosen)
+    spare = torch.empty_like(out) if len(blocks) > 1 else out
+    for index in range(1, len(blocks)):
+        residual.run_block(out, spare, packed, index, chosen)
+        out, spare = spare, out
+    return out
+
+
+@_residual_blocks.register_fake
+def _(x: Tensor, weights: Sequence[Tensor], leading: Sequence[bool]) -> Tensor:
+    return torch.empty_like(_pixelwise(x))
+
+
+def _save_blocks(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    x, weights, ctx.leading = inputs
+    ctx.save_for_backward(x, *weights)
+
+
+def _residual_blocks_backward(ctx, grad):  # type: ignore[no-untyped-def]
+    x, *weights = (tensor.detach().requires_grad_() for tensor in ctx.saved_tensors)
+    with torch.enable_grad():
+        y = reference.residual_blocks(x, _blocks(weights, ctx.leading))
+    grads = torch.autograd.grad(y, [x, *weights], grad)
+    return grads[0], list(grads[1:]), None
+
+
+_residual_blocks.register_autograd(_residual_blocks_backward, setup_context=_save_blocks)
+
+
+@torch.library.custom_op("codedinv::invert", mutates_args=())
+def _invert(
+    y: Tensor,
+    weights: Sequence[Tensor],
+    leading: Sequence[bool],
+    tolerance: float,
+    max_iter: int,
+    anderson: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    y = _pixelwise(y)
+    out = torch.empty_like(y)
+    blocks = _blocks(weights, leading)
+    hidden = weights[0].shape[0]
+    if not _kernels_apply(y, hidden):
+        x, iterations, residual = reference.invert(y, blocks, tolerance, max_iter, anderson)
+        return out.copy_(x), iterations, residual
+    from . import inversion
+
+    shape = (y.shape[0], len(blocks))
+    iterations = torch.empty(shape, dtype=torch.int32, device=y.device)
+    residual = torch.empty(shape, dtype=torch.float32, device=y.device)
+    stage = Stage(y.shape[1], y.shape[2], y.shape[3], hidden)
+    chosen = tuning.stage_tuning("inversion", stage, y.dtype, _card(y)[0])
+    packed = _packs.get(blocks, y.dtype)
+    inversion.run_inversion(
+        y, out, iterations, residual, packed, tolerance, max_iter, anderson, chosen
+    )
+    return out, iterations, residual
+
+
+@_invert.register_fake
+def _(
+    y: Tensor,
+    weights: Sequence[Tensor],
+    leading: Sequence[bool],
+    tolerance: float,
+    max_iter: int,
+    anderson: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (y.shape[0], len(leading))
+    return (
+        torch.empty_like(_pixelwise(y)),
+        y.new_empty(shape, dtype=torch.int32),
+        y.new_empty(shape, dtype=torch.float32),
+    )
+
+
+def _save_inversion(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    _, weights, ctx.leading, ctx.tolerance, ctx.max_iter, _ = inputs
+    x, iterations, residual = output
+    ctx.mark_non_differentiable(iterations, residual)
+    ctx.save_for_backward(x, *weights)
+
+
+def _invert_backward(ctx, grad, _iterations, _residual):  # type: ignore[no-untyped-def]
+    """Implicit differentiation: for y = x + F(x), dL/dy = (I + J^T)^-1 dL/dx, block by block.
+
+    The linear system is solved by the fixed point v <- g - J^T v, as contractive as F itself.
+    """
+    x, *flat = ctx.saved_tensors
+    weight_grads: list[Tensor] = []
+    for weights, leading_elu in _blocks(flat, ctx.leading):
+        inputs = [tensor.detach().requires_grad_() for tensor in (x, *weights)]
+        with torch.enable_grad():
+            branch = reference.residual_branch(inputs[0], tuple(inputs[1:]), leading_elu)
+        solution = grad
+        for _ in range(ctx.max_iter):
+            pulled = torch.autograd.grad(branch, inputs[0], solution, retain_graph=True)[0]
+            updated = grad - pulled
+            step = (updated - solution).norm() / (updated.norm() + 1e-12)
+            solution = updated
+            if not step > ctx.tolerance:
+                break
+        grads = torch.autograd.grad(branch, inputs[1:], solution)
+        weight_grads += [-tensor for tensor in grads]
+        grad = solution
+        x = x + branch.detach()
+    return grad, weight_grads, None, None, None, None
+
+
+_invert.register_autograd(_invert_backward, setup_context=_save_inversion)

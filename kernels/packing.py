@@ -1,0 +1,150 @@
+"""Weights in the layout the kernels read, packed once per list of blocks.
+
+PyTorch stores a convolution as [out, in, 3, 3]; the kernels read [9 in, out] with the channel
+fastest within a tap, padded with zeros to sizes that tensor cores take.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .reference import Block
+
+# Rows of packed 3x3 weights are padded to this, so that any BLOCK_K up to it may be tuned.
+LARGEST_BLOCK_K = 64
+
+
+@dataclass(frozen=True)
+class PackedBlocks:
+    """Blocks of one shape, ready for a kernel.
+
+    Attributes:
+        channels, hidden: C and M of every block.
+        w1: [blocks, 9 C padded, N], N = M padded; w2: [blocks, N, N]; w3: [blocks, 9 M padded, P],
+            P = C padded; all in the compute dtype.
+        b1, b2: [blocks, N]; b3: [blocks, P]; float32.
+        leading: [blocks + 1] int32, 1 where a block begins with an ELU; the last entry is 0.
+        leading_elu: the same as bools, for the host.
+    """
+
+    channels: int
+    hidden: int
+    w1: Tensor
+    b1: Tensor
+    w2: Tensor
+    b2: Tensor
+    w3: Tensor
+    b3: Tensor
+    leading: Tensor
+    leading_elu: tuple[bool, ...]
+
+    def __len__(self) -> int:
+        return len(self.leading_elu)
+
+
+def padded_width(channels: int) -> int:
+    """Columns that tl.dot gets for `channels` outputs: a power of two, at least 16."""
+    return max(16, 1 << (channels - 1).bit_length())
+
+
+def check_blocks(channels: int, blocks: Sequence[Block]) -> None:
+    """Raises ValueError unless all blocks have one shape that fits `channels`."""
+    if not blocks:
+        raise ValueError("blocks: expected at least one block, got none")
+    hidden = blocks[0][0][0].shape[0]
+    expected = (
+        (hidden, channels, 3, 3), (hidden,), (hidden, hidden, 1, 1), (hidden,),
+        (channels, hidden, 3, 3), (channels,),
+    )  # fmt: skip
+    for index, (weights, _) in enumerate(blocks):
+        if len(weights) != 6:
+            raise ValueError(
+                f"blocks[{index}]: expected weights (w1, b1, w2, b2, w3, b3), got {len(weights)}"
+            )
+        shapes = tuple(tuple(tensor.shape) for tensor in weights)
+        if shapes != expected:
+            raise ValueError(f"blocks[{index}]: expected shapes {expected}, got {shapes}")
+
+
+def pack(blocks: Sequence[Block], dtype: torch.dtype) -> PackedBlocks:
+    """Packs blocks of one shape.
+
+    Args:
+        blocks: (weights, leading_elu) in forward order; weights as in `reference`.
+        dtype: float32, bfloat16 or float16: what the kernels multiply in.
+
+    Returns:
+        PackedBlocks on the weights' device.
+
+    Raises:
+        ValueError: the blocks differ in shape.
+    """
+    channels = blocks[0][0][0].shape[1] if blocks else 0
+    check_blocks(channels, blocks)
+    hidden = blocks[0][0][0].shape[0]
+    wide, narrow = padded_width(hidden), padded_width(channels)
+    w1, b1, w2, b2, w3, b3 = (
+        torch.stack([weights[i].detach() for weights, _ in blocks]) for i in range(6)
+    )
+    flags = [int(leading) for _, leading in blocks]
+    return PackedBlocks(
+        channels,
+        hidden,
+        _pack_3x3(w1, wide).to(dtype),
+        F.pad(b1, (0, wide - hidden)).float().contiguous(),
+        F.pad(w2[..., 0, 0].mT, (0, wide - hidden, 0, wide - hidden)).to(dtype).contiguous(),
+        F.pad(b2, (0, wide - hidden)).float().contiguous(),
+        _pack_3x3(w3, narrow).to(dtype),
+        F.pad(b3, (0, narrow - channels)).float().contiguous(),
+        torch.tensor([*flags, 0], dtype=torch.int32, device=w1.device),
+        tuple(bool(flag) for flag in flags),
+    )
+
+
+def _pack_3x3(weight: Tensor, width: int) -> Tensor:
+    """[blocks, O, I, 3, 3] -> [blocks, 9 I padded to LARGEST_BLOCK_K, width]."""
+    blocks, outputs, inputs = weight.shape[:3]
+    rows = weight.permute(0, 3, 4, 2, 1).reshape(blocks, 9 * inputs, outputs)
+    return F.pad(rows, (0, width - outputs, 0, -9 * inputs % LARGEST_BLOCK_K)).contiguous()
+
+
+class PackCache:
+    """Remembers the packed form of recently used blocks, so that serving packs once.
+
+    Entries hold the weights themselves, so an address cannot be reused while its entry lives; a
+    weight changed in place has another version and is packed anew (not one changed through
+    `.data`, which torch does not count). Tensors made in inference mode carry no version and are
+    packed at each call.
+    """
+
+    def __init__(self, size: int = 64) -> None:
+        self.size = size
+        self._entries: OrderedDict[
+            tuple[object, ...], tuple[list[Tensor], PackedBlocks]
+        ] = OrderedDict()  # fmt: skip
+
+    def get(self, blocks: Sequence[Block], dtype: torch.dtype) -> PackedBlocks:
+        """`pack(blocks, dtype)`, from memory where nothing changed."""
+        tensors = [tensor for weights, _ in blocks for tensor in weights]
+        if any(tensor.is_inference() for tensor in tensors):
+            return pack(blocks, dtype)
+        key = (
+            dtype,
+            tuple(leading for _, leading in blocks),
+            tuple((tensor.data_ptr(), tensor.shape, tensor._version) for tensor in tensors),
+        )
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = (tensors, pack(blocks, dtype))
+            self._entries[key] = entry
+            if len(self._entries) > self.size:
+                self._entries.popitem(last=False)
+        else:
+            self._entries.move_to_end(key)
+        return entry[1]

@@ -1,0 +1,144 @@
+"""The plain torch oracle: what every kernel in this package must compute.
+
+Written for clarity, in the dtype of its inputs; tests call it in float64. It is also the path
+taken where a kernel does not apply, and what backward passes differentiate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BlockWeights = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Block = tuple[BlockWeights, bool]
+
+# Relative regularisation of the one Anderson coefficient; keeps it finite when two successive
+# residuals are nearly equal.
+ANDERSON_REGULARISATION = 1e-4
+
+
+def residual_branch(x: Tensor, weights: BlockWeights, leading_elu: bool) -> Tensor:
+    """F(x) = W3 * elu(W2 * elu(W1 * a(x) + b1) + b2) + b3, a = elu or the identity.
+
+    Args:
+        x: [B, C, H, W].
+        weights: (w1 [M, C, 3, 3], b1 [M], w2 [M, M, 1, 1], b2 [M], w3 [C, M, 3, 3], b3 [C]).
+        leading_elu: whether the branch begins with an ELU.
+
+    Returns:
+        [B, C, H, W].
+    """
+    w1, b1, w2, b2, w3, b3 = weights
+    hidden = F.elu(x) if leading_elu else x
+    hidden = F.elu(F.conv2d(hidden, w1, b1, padding=1))
+    hidden = F.elu(F.conv2d(hidden, w2, b2))
+    return F.conv2d(hidden, w3, b3, padding=1)
+
+
+def residual_blocks(x: Tensor, blocks: Sequence[Block]) -> Tensor:
+    """Applies y = x + F(x) for each block in order. x and y: [B, C, H, W]."""
+    for weights, leading_elu in blocks:
+        x = x + residual_branch(x, weights, leading_elu)
+    return x
+
+
+def invert(
+    y: Tensor, blocks: Sequence[Block], tol: float, max_iter: int, anderson: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Inverts `residual_blocks`, block by block from the last, each image on its own.
+
+    Iterates x <- y - F(x) from x = y until ||x_new - x|| <= tol ||x_new|| or max_iter is reached.
+    An image that failed a block is left as it is by the blocks before it.
+
+    Args:
+        y: [B, C, H, W].
+        blocks: (weights, leading_elu) in forward order.
+        tol: relative step at which an image is done with a block.
+        max_iter: iterations an image may spend on one block.
+        anderson: mix the last two iterates (Anderson acceleration of depth 1).
+
+    Returns:
+        x [B, C, H, W]; iterations [B, blocks] int32; residual [B, blocks] float32, the last
+        relative step, infinite where it is not a number. A column 0 in both means that an
+        earlier failure left the block untried.
+    """
+    batch = y.shape[0]
+    iterations = torch.zeros(batch, len(blocks), dtype=torch.int32, device=y.device)
+    residual = torch.zeros(batch, len(blocks), dtype=torch.float32, device=y.device)
+    failed = torch.zeros(batch, dtype=torch.bool, device=y.device)
+    for index in reversed(range(len(blocks))):
+        weights, leading_elu = blocks[index]
+        rows = torch.nonzero(~failed)[:, 0]
+        if rows.numel() == 0:
+            break
+        x, steps, last = _invert_block(y[rows], weights, leading_elu, tol, max_iter, anderson)
+        y = y.index_copy(0, rows, x)
+        iterations[rows, index] = steps
+        residual[rows, index] = last
+        failed[rows] = ~(last <= tol)
+    return y, iterations, residual
+
+
+def _invert_block(
+    y: Tensor, weights: BlockWeights, leading_elu: bool, tol: float, max_iter: int, anderson: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch = y.shape[0]
+    result = y.clone()
+    iterations = torch.zeros(batch, dtype=torch.int32, device=y.device)
+    residual = torch.full((batch,), float("inf"), device=y.device)
+    rows = torch.arange(batch, device=y.device)
+    x = y
+    before: tuple[Tensor, Tensor] | None = None
+    for _ in range(max_iter):
+        image = y[rows] - residual_branch(x, weights, leading_elu)
+        step = image - x
+        size = step.flatten(1).norm(dim=1) / (image.flatten(1).norm(dim=1) + 1e-12)
+        iterations[rows] += 1
+        residual[rows] = torch.nan_to_num(size, nan=float("inf"), posinf=float("inf")).float()
+        result = result.index_copy(0, rows, image)
+        x = image if not anderson or before is None else _anderson(image, step, *before)
+        active = ~(size <= tol)
+        rows, x, before = rows[active], x[active], (image[active], step[active])
+        if rows.numel() == 0:
+            break
+    return result, iterations, residual
+
+
+def _anderson(image: Tensor, step: Tensor, last_image: Tensor, last_step: Tensor) -> Tensor:
+    """Mixes G(x_k) and G(x_{k-1}) so that the linearised residual is least, per image."""
+    change = (step - last_step).flatten(1)
+    flat = step.flatten(1)
+    diagonal = (change * change).sum(1) * (1 + ANDERSON_REGULARISATION) + 1e-30
+    mix = (flat * change).sum(1) / diagonal
+    # Safeguard: where the residual grew, the secant model is no good; take the plain step.
+    grew = ~(flat.norm(dim=1) <= last_step.flatten(1).norm(dim=1))
+    mix = torch.where(grew, torch.zeros_like(mix), mix)
+    return image - mix[:, None, None, None] * (image - last_image)
+
+
+def power_iteration(
+    weights: Sequence[Tensor], vectors: Sequence[Tensor], iterations: int
+) -> tuple[Tensor, list[Tensor]]:
+    """Power iteration of W^T W for convolution operators W (stride 1, same padding).
+
+    Args:
+        weights: one [O, I, k, k] per convolution, k = 1 or 3.
+        vectors: one [1, I, H, W] per convolution, the current estimate at the true size.
+        iterations: steps v <- W^T W v / ||W^T W v||.
+
+    Returns:
+        sigma [convolutions], the norms ||W v|| of the advanced unit vectors; the vectors.
+    """
+    sigmas, advanced = [], []
+    for weight, vector in zip(weights, vectors, strict=True):
+        padding = weight.shape[-1] // 2
+        for _ in range(iterations):
+            image = F.conv2d(vector, weight, padding=padding)
+            vector = F.conv_transpose2d(image, weight, padding=padding)
+            vector = vector / (vector.norm() + 1e-12)
+        sigmas.append(F.conv2d(vector, weight, padding=padding).norm() / (vector.norm() + 1e-12))
+        advanced.append(vector)
+    return torch.stack(sigmas), advanced

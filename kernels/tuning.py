@@ -1,0 +1,171 @@
+"""How each kernel is run: (stage, dtype, device) -> tile, warps, pipeline depth, arithmetic.
+
+`measured.json` holds what a card has been seen to prefer, written by `benchmarks/device.sh tune`;
+a card or stage that is not in it gets the default below. The defaults come from what the compiler
+reports without a card (no spills, shared memory; see docs/kernels.md), not from timings.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MEASURED = Path(__file__).with_name("measured.json")
+
+# float32 operands on tensor cores as three TF32 products (relative error about 1e-6), or as plain
+# FMA ("ieee"). tf32x3 is the default because FMA peaks at 67 TFLOP/s on an H200 against about 165
+# for three TF32 products; no card has timed the two here yet.
+FLOAT32_PRECISION = "tf32x3"
+
+LARGEST_HIDDEN = 128
+LARGEST_CHANNELS = 64
+LARGEST_PIXELS = 4096
+
+
+@dataclass(frozen=True, order=True)
+class Stage:
+    """The shape of a run of residual blocks: C @ H x W with M hidden channels."""
+
+    channels: int
+    height: int
+    width: int
+    hidden: int
+
+    def __str__(self) -> str:
+        return f"{self.channels}@{self.height}x{self.width}/{self.hidden}"
+
+    @property
+    def branch_macs(self) -> int:
+        """Multiply-accumulates of one block's branch for one image."""
+        per_pixel = 18 * self.channels * self.hidden + self.hidden * self.hidden
+        return per_pixel * self.height * self.width
+
+
+# Every stage of the recipes: the small Fashion-MNIST networks, then the paper's (MNIST and
+# Fashion-MNIST padded to 32x32; CIFAR-10).
+STAGES = (
+    Stage(1, 28, 28, 16), Stage(1, 28, 28, 32),
+    Stage(4, 14, 14, 32), Stage(4, 14, 14, 64),
+    Stage(16, 7, 7, 64), Stage(16, 7, 7, 96), Stage(16, 7, 7, 128),
+    Stage(4, 16, 16, 32), Stage(16, 8, 8, 64), Stage(64, 4, 4, 128),
+    Stage(3, 32, 32, 32), Stage(12, 16, 16, 64), Stage(48, 8, 8, 128),
+)  # fmt: skip
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class StageTuning:
+    """How the kernels that keep whole images (stage forward, inversion) run.
+
+    Attributes:
+        images: whole images per program.
+        block_m: pixels per tile. block_k1, block_k3: K chunk of the two 3x3 convolutions.
+        num_warps, num_stages: as in Triton.
+        precision: of float32 products, "tf32x3", "ieee" or "tf32".
+    """
+
+    images: int
+    block_m: int
+    block_k1: int
+    block_k3: int
+    num_warps: int
+    num_stages: int
+    precision: str
+
+
+@dataclass(frozen=True)
+class BlockTuning(StageTuning):
+    """How the one-block kernel runs: as above, and into how many bands of rows an image is cut."""
+
+    bands: int = 1
+
+
+def default_stage_tuning(stage: Stage, dtype: torch.dtype) -> StageTuning:
+    """A tuning that compiles without spills for every stage, dtype and target listed here."""
+    pixels = stage.height * stage.width
+    block_m = 64
+    images = max(1, block_m // pixels)
+    block_k1 = next((k for k in (32, 16) if stage.channels % k == 0), 32)
+    if stage.channels == 1:
+        block_k1 = 16
+    return StageTuning(
+        images=images,
+        block_m=block_m,
+        block_k1=block_k1,
+        block_k3=32 if stage.hidden % 32 == 0 else 16,
+        num_warps=8 if stage.hidden > 64 and dtype == torch.float32 else 4,
+        num_stages=2,
+        precision=FLOAT32_PRECISION if dtype == torch.float32 else "ieee",
+    )
+
+
+def bands_for(stage: Stage, batch: int, multiprocessors: int) -> int:
+    """Bands that give every multiprocessor work, none thinner than two rows."""
+    wanted = -(-multiprocessors // max(1, batch))
+    most = max(1, stage.height // 2)
+    return min(wanted, most)
+
+
+@cache
+def _measured() -> dict[str, Any]:
+    return json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
+
+
+def _entry(card: str | None, kernel: str, stage: Stage, dtype: torch.dtype) -> dict[str, Any]:
+    if card is None:
+        return {}
+    key = f"{kernel} {stage} {str(dtype).removeprefix('torch.')}"
+    entry = _measured().get(card, {}).get(key, {})
+    return dict(entry)
+
+
+def stage_tuning(
+    kernel: str, stage: Stage, dtype: torch.dtype, card: str | None = None
+) -> StageTuning:
+    """The tuning of kernel "stage" or "inversion"; `card` is torch's device name, None: unknown."""
+    default = default_stage_tuning(stage, dtype)
+    return replace(default, **_entry(card, kernel, stage, dtype).get("tuning", {}))
+
+
+def block_tuning(
+    stage: Stage,
+    dtype: torch.dtype,
+    batch: int,
+    multiprocessors: int,
+    card: str | None = None,
+) -> BlockTuning:
+    """The tuning of the one-block kernel for a batch on a card of so many multiprocessors."""
+    default = default_stage_tuning(stage, dtype)
+    bands = bands_for(stage, batch, multiprocessors)
+    values = {**vars(default), "bands": bands}
+    if bands > 1:
+        values["images"] = 1
+    values.update(_entry(card, "block", stage, dtype).get("tuning", {}))
+    return BlockTuning(**values)
+
+
+def smallest_stage_batch(stage: Stage, dtype: torch.dtype, multiprocessors: int) -> int:
+    """Batch from which one launch for the whole stage beats one launch a block.
+
+    Below it, whole images leave multiprocessors idle that bands could use.
+    """
+    images = default_stage_tuning(stage, dtype).images
+    return multiprocessors * images // 2
+
+
+def measured_faster(kernel: str, stage: Stage, dtype: torch.dtype, batch: int, card: str) -> bool:
+    """Whether a receipt shows the kernel to beat the best torch path on this card.
+
+    Args:
+        kernel: "forward" or "inversion".
+        stage, dtype, batch: the call.
+        card: torch's device name.
+    """
+    batches = _entry(card, kernel, stage, dtype).get("faster_at_batch", [])
+    return any(low <= batch <= high for low, high in batches)
