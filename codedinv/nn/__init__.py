@@ -1,0 +1,23 @@
+"""Networks: the invertible backbone, heads and the encoder (torch)."""
+
+from codedinv.nn.build import build_backbone, build_encoder, build_head
+from codedinv.nn.encoder import Encoder, EncoderConfig
+from codedinv.nn.heads import ConvHead, DenseHead, PoolHead
+from codedinv.nn.iresnet import IResNet, IResNetConfig, SolverStat, StageConfig
+from codedinv.nn.macs import macs
+
+__all__ = [
+    "ConvHead",
+    "DenseHead",
+    "Encoder",
+    "EncoderConfig",
+    "IResNet",
+    "IResNetConfig",
+    "PoolHead",
+    "SolverStat",
+    "StageConfig",
+    "build_backbone",
+    "build_encoder",
+    "build_head",
+    "macs",
+]

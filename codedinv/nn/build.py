@@ -1,0 +1,47 @@
+"""Networks from the JSON that `config_dict()` wrote: how a bundle or a recipe names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from codedinv.nn.encoder import Encoder, EncoderConfig
+from codedinv.nn.heads import ConvHead, DenseHead, PoolHead
+from codedinv.nn.iresnet import IResNet, IResNetConfig
+
+_HEADS: dict[str, Callable[..., nn.Module]] = {
+    "pool": PoolHead,
+    "dense": DenseHead,
+    "conv": ConvHead,
+}
+
+
+def build_backbone(config: dict[str, Any], bounded: bool = False) -> IResNet:
+    """Builds a backbone; `bounded` registers the spectral-norm parametrization for training."""
+    kind, rest = _split(config, "backbone", ("iresnet",))
+    return IResNet(IResNetConfig.from_dict(rest), bounded=bounded)
+
+
+def build_head(config: dict[str, Any]) -> nn.Module:
+    """Builds a head from {"kind": "pool" | "dense" | "conv", "embedding_shape", "outputs", ...}."""
+    kind, rest = _split(config, "head", tuple(_HEADS))
+    lists_as_tuples = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in rest.items()
+    }
+    return _HEADS[kind](**lists_as_tuples)
+
+
+def build_encoder(config: dict[str, Any]) -> Encoder:
+    """Builds an encoder from {"kind": "sum", "input_shape", "coefficients", ...}."""
+    kind, rest = _split(config, "encoder", ("sum",))
+    return Encoder(EncoderConfig.from_dict(rest))
+
+
+def _split(config: dict[str, Any], what: str, known: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    rest = dict(config)
+    kind = rest.pop("kind", None)
+    if kind not in known:
+        raise ValueError(f"{what}: expected a kind of {', '.join(known)}, got {kind!r}")
+    return kind, rest
