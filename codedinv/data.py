@@ -1,7 +1,7 @@
 """Image sets as arrays: Fashion-MNIST and MNIST in the IDX format, and the bundled test images.
 
-Nothing is downloaded here. A missing file is an error that says which names were looked for, in which
-folders, and how to get them.
+Nothing is downloaded here. A missing file is an error that says which names were looked for, in
+which folders, and how to get them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 Split = Literal["train", "test"]
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
+
+FASHION_MNIST_CLASSES = (
+    "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot",
+)  # fmt: skip
 
 _PREFIX = {"train": "train", "test": "t10k"}
 _DEBIAN_FOLDERS = {"fashion-mnist": Path("/usr/share/datasets/fashion-mnist"), "mnist": None}
@@ -48,7 +52,7 @@ def load_fashion_mnist(split: Split, folder: str | Path | None = None) -> tuple[
         FileNotFoundError: a file is missing; the message lists the places looked in.
         ValueError: `split` is neither name, or a file is damaged (the message names it).
     """
-    return _load("fashion-mnist", split, folder)
+    return load_image_set("fashion-mnist", split, folder)
 
 
 def load_mnist(split: Split, folder: str | Path | None = None) -> tuple[Images, Labels]:
@@ -56,7 +60,29 @@ def load_mnist(split: Split, folder: str | Path | None = None) -> tuple[Images, 
 
     Debian packages no MNIST, so without a `folder` this raises FileNotFoundError.
     """
-    return _load("mnist", split, folder)
+    return load_image_set("mnist", split, folder)
+
+
+def load_image_set(
+    name: str, split: Split, folder: str | Path | None = None
+) -> tuple[Images, Labels]:
+    """The image set of that name, "fashion-mnist" or "mnist"; else as `load_fashion_mnist`."""
+    if name not in _DEBIAN_FOLDERS:
+        raise ValueError(f"name: expected one of {sorted(_DEBIAN_FOLDERS)}, got {name!r}")
+    if split not in _PREFIX:
+        raise ValueError(f"split: expected 'train' or 'test', got {split!r}")
+    folders = _folders(name, folder)
+    image_file = _find(name, f"{_PREFIX[split]}-images-idx3-ubyte", folders)
+    label_file = _find(name, f"{_PREFIX[split]}-labels-idx1-ubyte", folders)
+    images, labels = read_idx(image_file), read_idx(label_file)
+    if images.ndim != 3 or images.shape[1:] != (28, 28):
+        raise ValueError(f"{image_file}: expected images [N, 28, 28], got {list(images.shape)}")
+    if labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"{label_file}: expected {len(images)} labels, one for each image of "
+            f"{image_file.name}, got {list(labels.shape)}"
+        )
+    return images, labels.astype(np.int64)
 
 
 def load_test_images() -> tuple[Images, Labels]:
@@ -135,23 +161,6 @@ def read_idx(path: str | Path) -> NDArray[np.uint8]:
             f"it holds {len(content) - header}"
         )
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
-
-
-def _load(data_set: str, split: Split, folder: str | Path | None) -> tuple[Images, Labels]:
-    if split not in _PREFIX:
-        raise ValueError(f"split: expected 'train' or 'test', got {split!r}")
-    folders = _folders(data_set, folder)
-    image_file = _find(data_set, f"{_PREFIX[split]}-images-idx3-ubyte", folders)
-    label_file = _find(data_set, f"{_PREFIX[split]}-labels-idx1-ubyte", folders)
-    images, labels = read_idx(image_file), read_idx(label_file)
-    if images.ndim != 3 or images.shape[1:] != (28, 28):
-        raise ValueError(f"{image_file}: expected images [N, 28, 28], got {list(images.shape)}")
-    if labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"{label_file}: expected {len(images)} labels, one for each image of "
-            f"{image_file.name}, got {list(labels.shape)}"
-        )
-    return images, labels.astype(np.int64)
 
 
 def _folders(data_set: str, folder: str | Path | None) -> list[Path]:

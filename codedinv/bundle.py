@@ -1,0 +1,324 @@
+"""CodedModel: a backbone, its heads, an encoder and their code, in memory and on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codedinv import bundle_folder
+from codedinv.bundle_folder import ANCHORS, BACKBONE, ENCODER, Manifest, head_file
+from codedinv.coding import Code, StreamingDecoder
+from codedinv.errors import BundleError
+from codedinv.runtimes import (
+    ArrayT,
+    Network,
+    OnnxNetwork,
+    Runtime,
+    TorchNetwork,
+    check_batch,
+    choose_runtime,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from codedinv.modules import TorchModules
+
+_BUNDLED = Path(__file__).parent / "bundles"
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Stored queries that fill the free slots of a partial coding group at no worker's cost.
+
+    Attributes:
+        queries: float32 (A, *input), A >= k - 1.
+        embeddings: float32 (A, *embedding), the backbone's results for them.
+    """
+
+    queries: NDArray[np.float32]
+    embeddings: NDArray[np.float32]
+
+
+class CodedModel:
+    """A model that can be served coded.
+
+    Made by `CodedModel.load` from a bundle or by `CodedModel.from_modules` from trained networks.
+    Every network call takes numpy arrays or torch tensors and answers in kind.
+
+    Attributes:
+        name: the model's name.
+        code: its (n, k) code.
+        input_shape: of one query, e.g. (1, 28, 28).
+        embedding_shape: of one result, e.g. (16, 7, 7).
+        tasks: outputs of each task's head by name; the first is the default task.
+        heads: the task heads by name, each (B, *embedding) -> (B, outputs).
+        anchors: queries and embeddings for the free slots of partial groups.
+        metadata: metrics, macs, parameters, certificates and provenance; plain JSON values.
+        folder: where the model was loaded from or last saved to; None before that.
+        runtime: "onnx" or "torch".
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        anchors: Anchors,
+        backbone: Network,
+        encoder: Network,
+        heads: Mapping[str, Network],
+        folder: Path | None,
+    ) -> None:
+        self._manifest = manifest
+        self._backbone = backbone
+        self._encoder = encoder
+        self.name = manifest.name
+        self.code = Code(np.array(manifest.code.coefficients, dtype=np.float64))
+        self.input_shape = manifest.input_shape
+        self.embedding_shape = manifest.embedding_shape
+        self.tasks = dict(manifest.tasks)
+        self.heads = dict(heads)
+        self.anchors = anchors
+        self.metadata = manifest.metadata
+        self.folder = folder
+        self.runtime = "torch" if isinstance(backbone, TorchNetwork) else "onnx"
+
+    def __repr__(self) -> str:
+        return (
+            f"CodedModel({self.name!r}, n={self.code.n}, k={self.code.k}, "
+            f"tasks={list(self.heads)}, runtime={self.runtime!r})"
+        )
+
+    @classmethod
+    def load(
+        cls, name_or_folder: str | Path, runtime: Runtime = "auto", threads: int = 1
+    ) -> CodedModel:
+        """Loads a bundle after verifying the SHA-256 of each of its files; never unpickles.
+
+        Args:
+            name_or_folder: a bundled name ("fashion-mnist") or a bundle's folder. A bundled name
+                wins over a folder of the same name; write "./fashion-mnist" for the folder.
+            runtime: "onnx", "torch", or "auto": ONNX Runtime where it is installed, else torch.
+                With ONNX Runtime torch is not imported.
+            threads: of each ONNX Runtime session; torch keeps its own process-wide setting.
+
+        Raises:
+            BundleError: no such bundle, or it is foreign, of another schema version or damaged;
+                the message names the file.
+            ValueError: an unknown runtime, one that is not installed, or threads below 1.
+        """
+        if threads < 1:
+            raise ValueError(f"threads: expected at least 1, got {threads}")
+        runtime = choose_runtime(runtime)
+        folder = _find(name_or_folder)
+        manifest = bundle_folder.read_manifest(folder)
+        _check_code(folder / bundle_folder.MANIFEST, manifest)
+        anchors = _load_anchors(folder / ANCHORS, manifest)
+        if runtime == "torch":
+            from codedinv.modules import load_modules
+
+            return cls._of_modules(manifest, anchors, load_modules(folder, manifest), folder)
+        heads = {task: OnnxNetwork(folder / head_file(task), threads) for task in manifest.tasks}
+        backbone = OnnxNetwork(folder / BACKBONE, threads)
+        encoder = OnnxNetwork(folder / ENCODER, threads)
+        return cls(manifest, anchors, backbone, encoder, heads, folder)
+
+    @classmethod
+    def from_modules(
+        cls,
+        *,
+        name: str,
+        code: Code,
+        backbone: torch.nn.Module,
+        heads: Mapping[str, torch.nn.Module],
+        encoder: torch.nn.Module,
+        anchors_queries: Any,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> CodedModel:
+        """Makes a model of trained torch modules, ready to be served, evaluated or saved.
+
+        Args:
+            name: of letters, digits, dots, dashes and underscores.
+            code: the (n, k) code that the encoder was trained for.
+            backbone: (B, *input) -> (B, *embedding). A network with `bake()` is baked: its
+                spectral normalisation becomes plain weights and certificates in the metadata.
+            heads: task name (letters, digits, underscores) -> (B, *embedding) -> (B, outputs).
+            encoder: (B, k, *input) -> (B, r, *input).
+            anchors_queries: float32 (A, *input) array or tensor of typical queries, A >= k - 1
+                and A >= 1.
+            metadata: metrics, provenance, ...; macs, parameters and certificates are added.
+
+        Raises:
+            ValueError: shapes of the parts do not fit together, or a bad name.
+        """
+        from codedinv import modules
+
+        assembled = modules.assemble(backbone, heads, encoder)
+        manifest, anchors = modules.describe(name, code, assembled, anchors_queries, metadata or {})
+        return cls._of_modules(manifest, anchors, assembled, None)
+
+    @classmethod
+    def _of_modules(
+        cls, manifest: Manifest, anchors: Anchors, modules: TorchModules, folder: Path | None
+    ) -> CodedModel:
+        heads = {task: TorchNetwork(head) for task, head in modules.heads.items()}
+        model = cls(
+            manifest,
+            anchors,
+            TorchNetwork(modules.backbone),
+            TorchNetwork(modules.encoder),
+            heads,
+            folder,
+        )
+        model.__dict__["modules"] = modules  # what the cached property would load from the folder
+        return model
+
+    @cached_property
+    def modules(self) -> TorchModules:
+        """The torch modules: backbone (with its `inverse`), encoder and heads; imports torch.
+
+        A model on ONNX Runtime loads them from its folder's weights at first use.
+        """
+        if self.folder is None:
+            raise ValueError("folder: a model without torch modules must come from a folder")
+        from codedinv.modules import load_modules
+
+        return load_modules(self.folder, self._manifest)
+
+    def encode(self, queries: ArrayT) -> ArrayT:
+        """Makes the parity queries: float32 (B, k, *input) -> (B, r, *input)."""
+        check_batch("queries", queries, "B", (self.code.k, *self.input_shape))
+        return self._encoder(queries)
+
+    def embed(self, x: ArrayT) -> ArrayT:
+        """Runs the backbone: float32 (B, *input) -> (B, *embedding)."""
+        check_batch("x", x, "B", self.input_shape)
+        return self._backbone(x)
+
+    def head(self, z: ArrayT, task: str | None = None) -> ArrayT:
+        """Runs a task's head (None: the first task's): float32 (B, *embedding) -> (B, outputs)."""
+        task = next(iter(self.heads)) if task is None else task
+        if task not in self.heads:
+            raise ValueError(f"task: expected one of {list(self.heads)}, got {task!r}")
+        check_batch("z", z, "B", self.embedding_shape)
+        return self.heads[task](z)
+
+    def reconstruct(
+        self, results: Mapping[int, ArrayT], queries: ArrayT | None = None
+    ) -> dict[int, ArrayT]:
+        """Rebuilds the embeddings of the missing data slots.
+
+        Args:
+            results: {slot: embedding} of at least k of the n slots; slots 0..k-1 hold data,
+                k..n-1 parity. Embeddings of one dtype that the decoder knows.
+            queries: the group's queries, float32 (k, *input): side information for bundles that
+                carry a branch for it. None does yet: they are checked and make no difference.
+
+        Returns:
+            {slot: embedding} of the data slots that `results` lacks; empty if it has them all.
+
+        Raises:
+            ValueError: fewer than k results, an unknown slot, or a wrong shape or dtype.
+
+        Source: the paper's section 3 and equation (6), solved for all missing slots at once.
+        """
+        if len(results) < self.code.k:
+            raise ValueError(f"results: expected at least {self.code.k} slots, got {len(results)}")
+        if queries is not None:
+            check_batch("queries", queries, str(self.code.k), self.input_shape)
+            if len(queries) != self.code.k:
+                raise ValueError(f"queries: expected {self.code.k} queries, got {len(queries)}")
+        first = next(iter(results.values()))
+        decoder = StreamingDecoder(self.code, shape=self.embedding_shape, dtype=first.dtype)
+        for slot, embedding in results.items():
+            on_cpu = embedding if isinstance(embedding, np.ndarray) else embedding.detach().cpu()
+            decoder.push(slot, on_cpu)
+        recovered = decoder.recover()
+        return {slot: _like(first, embedding) for slot, embedding in recovered.items()}
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the bundle: bundle.json, weights, anchors and ONNX files (see docs/bundles.md).
+
+        The folder is written beside its place and renamed, so a half-written bundle is never
+        seen; a bundle that is already there is replaced.
+
+        Returns:
+            The folder, which `self.folder` names from now on.
+
+        Raises:
+            BundleError: an exported network differs from torch; nothing is written.
+            ValueError: the folder holds something else, or metadata is not plain JSON.
+        """
+        folder = Path(folder)
+        manifest = self._manifest.model_copy(update={"metadata": self.metadata})
+        if self.runtime == "onnx" and self.folder is not None:
+            bundle_folder.read_manifest(self.folder)  # copy nothing that was damaged since loading
+            files = {name: (self.folder / name).read_bytes() for name in manifest.file_names()}
+        else:
+            from codedinv.modules import serialise
+
+            files, errors = serialise(self.modules, manifest, self.anchors)
+            metadata = {**self.metadata, "onnx": errors}
+            manifest = manifest.model_copy(update={"metadata": metadata})
+        bundle_folder.write_folder(folder, manifest, files)
+        self.metadata = manifest.metadata
+        self.folder = folder
+        return folder
+
+
+def bundled_names() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.parent.name for path in _BUNDLED.glob(f"*/{bundle_folder.MANIFEST}"))
+
+
+def _like(example: ArrayT, array: NDArray[Any]) -> ArrayT:
+    if isinstance(example, np.ndarray):
+        return array
+    import torch
+
+    # float64 on the way: torch takes no numpy bfloat16.
+    exact = torch.from_numpy(array.astype(np.float64))
+    return exact.to(dtype=example.dtype, device=example.device)
+
+
+def _find(name_or_folder: str | Path) -> Path:
+    if isinstance(name_or_folder, str) and name_or_folder in bundled_names():
+        return _BUNDLED / name_or_folder
+    folder = Path(name_or_folder).expanduser()
+    if not folder.is_dir():
+        names = ", ".join(bundled_names()) or "none"
+        raise BundleError(
+            f"no model {str(name_or_folder)!r}: neither a folder nor a bundled name ({names})"
+        )
+    return folder
+
+
+def _check_code(path: Path, manifest: Manifest) -> None:
+    entry = manifest.code
+    coefficients = np.array(entry.coefficients, dtype=np.float64)
+    if coefficients.shape != (entry.r, entry.k):
+        raise BundleError(
+            f"{path}: expected {entry.r} x {entry.k} code coefficients, got {coefficients.shape}"
+        )
+
+
+def _load_anchors(path: Path, manifest: Manifest) -> Anchors:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        tensors = load_file(path)
+        anchors = Anchors(tensors["queries"], tensors["embeddings"])
+    except (SafetensorError, KeyError) as error:
+        raise BundleError(f"{path} does not hold anchors: {error}") from error
+    shapes = (anchors.queries.shape[1:], anchors.embeddings.shape[1:])
+    if shapes != (manifest.input_shape, manifest.embedding_shape) or len(anchors.queries) != len(
+        anchors.embeddings
+    ):
+        raise BundleError(f"{path}: its shapes {shapes} do not fit the bundle's")
+    return anchors

@@ -1,0 +1,208 @@
+"""A bundle as a folder: which files it has, how they are written and how they are verified.
+
+Nothing is ever unpickled: weights are safetensors, networks are ONNX, the rest is JSON.
+`bundle.json` carries size and SHA-256 of every other file and a checksum of itself, so a damaged
+file is found before any of it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from codedinv.errors import BundleError
+
+SCHEMA_VERSION = 1
+FORMAT = "codedinv-bundle"
+MANIFEST = "bundle.json"
+WEIGHTS = "weights.safetensors"
+ANCHORS = "anchors.safetensors"
+BACKBONE = "backbone.onnx"
+ENCODER = "encoder.onnx"
+
+
+def head_file(task: str) -> str:
+    """Name of a task's ONNX file."""
+    return f"head_{task}.onnx"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileEntry(_Strict):
+    """What `bundle.json` knows of another file."""
+
+    sha256: str
+    bytes: int
+
+
+class CodeEntry(_Strict):
+    """The (n, k) code: `coefficients` is the r x k matrix C of the generator [I; C]."""
+
+    k: int
+    r: int
+    coefficients: list[list[float]]
+
+
+class Architecture(_Strict):
+    """JSON configs from which `codedinv.nn` rebuilds the networks."""
+
+    backbone: dict[str, Any]
+    encoder: dict[str, Any]
+    heads: dict[str, dict[str, Any]]
+
+
+class Manifest(_Strict):
+    """The content of `bundle.json`, less its checksum and file table.
+
+    Attributes:
+        name: the model's name.
+        input_shape: of one query.
+        embedding_shape: of one result.
+        tasks: outputs of each task's head, in order; the first is the default task.
+        metadata: metrics, macs, parameters, certificates, provenance: information, never needed
+            to serve.
+    """
+
+    name: str
+    code: CodeEntry
+    input_shape: tuple[int, ...]
+    embedding_shape: tuple[int, ...]
+    tasks: dict[str, int]
+    architecture: Architecture
+    metadata: dict[str, Any]
+
+    def file_names(self) -> list[str]:
+        """Every file of the bundle other than `bundle.json`."""
+        return [WEIGHTS, ANCHORS, BACKBONE, ENCODER, *map(head_file, self.tasks)]
+
+
+def write_folder(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> None:
+    """Writes a bundle so that the folder is never seen half written.
+
+    All files go to a temporary folder beside the target, which is then renamed. An existing bundle
+    is moved aside first and removed last; a crash between the two renames leaves it under
+    `.<name>.replaced-*`.
+
+    Raises:
+        ValueError: the folder exists and holds something that is not a bundle, or the metadata
+            is not plain JSON.
+    """
+    if folder.exists() and not (folder / MANIFEST).is_file():
+        if not folder.is_dir() or any(folder.iterdir()):
+            raise ValueError(f"folder: {folder} exists and is no bundle; it is left as it is")
+        folder.rmdir()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        for name, content in files.items():
+            _write_file(temporary / name, content)
+        _write_file(temporary / MANIFEST, _manifest_json(manifest, files))
+        temporary.chmod(0o755)  # mkdtemp's 0700 would keep a service's own user out
+        if folder.exists():
+            replaced = Path(tempfile.mkdtemp(prefix=f".{folder.name}.replaced-", dir=folder.parent))
+            os.rename(folder, replaced / folder.name)
+            os.rename(temporary, folder)
+            shutil.rmtree(replaced)
+        else:
+            os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads `bundle.json` and verifies every file of the bundle against it.
+
+    Raises:
+        BundleError: not a bundle, another schema version, or a file that is missing or damaged;
+            the message names the file.
+    """
+    path = folder / MANIFEST
+    table, manifest = _parse_manifest(path)
+    for name in manifest.file_names():
+        if name not in table:
+            raise BundleError(f"{path}: it has no entry for {name}, which its tasks call for")
+        _verify(folder / name, table[name])
+    return manifest
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file of a bundle, `bundle.json` included."""
+    _, manifest = _parse_manifest(folder / MANIFEST)
+    names = [MANIFEST, *manifest.file_names()]
+    return {name: (folder / name).stat().st_size for name in names}
+
+
+def _parse_manifest(path: Path) -> tuple[dict[str, FileEntry], Manifest]:
+    if not path.is_file():
+        raise BundleError(f"{path} is missing: {path.parent} is no codedinv bundle")
+    try:
+        content = json.loads(path.read_bytes())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BundleError(f"{path} is damaged: not JSON ({error})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise BundleError(f'{path} is no codedinv bundle: expected "format": "{FORMAT}"')
+    version = content.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} has schema version {version}; this codedinv reads version {SCHEMA_VERSION}"
+        )
+    if content.pop("checksum", None) != _checksum(content):
+        raise BundleError(f"{path} is damaged: its checksum does not match its content")
+    try:
+        table = {name: FileEntry(**entry) for name, entry in content.pop("files").items()}
+        del content["format"], content["schema_version"]
+        return table, Manifest(**content)
+    except (ValidationError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path} does not follow schema {SCHEMA_VERSION}: {error}") from error
+
+
+def _verify(path: Path, expected: FileEntry) -> None:
+    if not path.is_file():
+        raise BundleError(f"{path} is missing from the bundle")
+    size = path.stat().st_size
+    if size != expected.bytes:
+        raise BundleError(f"{path} is damaged: expected {expected.bytes} bytes, got {size}")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != expected.sha256:
+        raise BundleError(
+            f"{path} is damaged: expected SHA-256 {expected.sha256[:12]}..., got {digest[:12]}..."
+        )
+
+
+def _manifest_json(manifest: Manifest, files: Mapping[str, bytes]) -> bytes:
+    format_first: dict[str, Any] = {"format": FORMAT, "schema_version": SCHEMA_VERSION}
+    content = format_first | manifest.model_dump(mode="json")
+    content["files"] = {
+        name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        for name, data in files.items()
+    }
+    try:
+        # Through JSON once, so that the checksum is of what a reader will parse.
+        content = json.loads(json.dumps(content, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"metadata: expected plain, finite JSON values ({error})") from error
+    content["checksum"] = _checksum(content)
+    return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

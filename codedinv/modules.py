@@ -1,0 +1,221 @@
+"""A bundle's networks as torch modules: assembled from training, described, and written out."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from codedinv.bundle_folder import (
+    ANCHORS,
+    BACKBONE,
+    ENCODER,
+    WEIGHTS,
+    Architecture,
+    CodeEntry,
+    Manifest,
+    head_file,
+)
+from codedinv.coding import Code
+from codedinv.errors import BundleError
+from codedinv.export import OPSET, to_onnx
+from codedinv.nn import build_backbone, build_encoder, build_head
+from codedinv.nn.macs import macs
+
+if TYPE_CHECKING:
+    from codedinv.bundle import Anchors
+
+
+@dataclass(frozen=True)
+class TorchModules:
+    """The networks of a model, in eval mode; `certificates` is None where nothing was baked."""
+
+    backbone: nn.Module
+    encoder: nn.Module
+    heads: Mapping[str, nn.Module]
+    certificates: list[dict[str, Any]] | None = None
+
+
+def assemble(
+    backbone: nn.Module, heads: Mapping[str, nn.Module], encoder: nn.Module
+) -> TorchModules:
+    """Copies all parts to the CPU in eval mode, the backbone baked where it can be.
+
+    Copies, so that training may go on without changing a model that was made of its networks.
+    """
+    certificates = None
+    bake = getattr(backbone, "bake", None)
+    if bake is not None:
+        backbone, proofs = bake()
+        certificates = [{name: asdict(proof) for name, proof in block.items()} for block in proofs]
+    return TorchModules(
+        _served_copy(backbone),
+        _served_copy(encoder),
+        {task: _served_copy(head) for task, head in heads.items()},
+        certificates,
+    )
+
+
+@torch.no_grad()
+def describe(
+    name: str,
+    code: Code,
+    modules: TorchModules,
+    anchors_queries: Any,
+    metadata: Mapping[str, Any],
+) -> tuple[Manifest, Anchors]:
+    """Finds shapes, MACs and parameters by running each part once.
+
+    Raises:
+        ValueError: a bad name, too few anchors, or parts whose shapes do not fit together.
+    """
+    from codedinv.bundle import Anchors
+
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError(f"name: expected letters, digits, '.', '-' and '_', got {name!r}")
+    for task in modules.heads:
+        if not re.fullmatch(r"[A-Za-z0-9_]+", task):
+            raise ValueError(f"heads: task names take letters, digits and '_', got {task!r}")
+    if not modules.heads:
+        raise ValueError("heads: expected at least one task")
+    queries = torch.as_tensor(anchors_queries, dtype=torch.float32).cpu()
+    if queries.ndim < 2 or len(queries) < max(code.k - 1, 1):
+        raise ValueError(
+            f"anchors_queries: expected (A, *input) with A >= {max(code.k - 1, 1)}, "
+            f"got {tuple(queries.shape)}"
+        )
+    embeddings = modules.backbone(queries)
+    group = queries[torch.arange(code.k) % len(queries)][None]
+    parity = modules.encoder(group)
+    if tuple(parity.shape) != (1, code.r, *queries.shape[1:]):
+        raise ValueError(
+            f"encoder: expected (1, {code.k}, *input) -> {(1, code.r, *queries.shape[1:])}, "
+            f"got {tuple(parity.shape)}"
+        )
+    outputs = {task: head(embeddings) for task, head in modules.heads.items()}
+    for task, output in outputs.items():
+        if output.ndim != 2:
+            raise ValueError(
+                f"heads: {task!r} must give (B, outputs), got {tuple(output.shape)} for "
+                f"{len(queries)} embeddings"
+            )
+    manifest = Manifest(
+        name=name,
+        code=CodeEntry(k=code.k, r=code.r, coefficients=np.asarray(code.coefficients).tolist()),
+        input_shape=tuple(queries.shape[1:]),
+        embedding_shape=tuple(embeddings.shape[1:]),
+        tasks={task: output.shape[1] for task, output in outputs.items()},
+        architecture=Architecture(
+            backbone=_config(modules.backbone),
+            encoder=_config(modules.encoder),
+            heads={task: _config(head) for task, head in modules.heads.items()},
+        ),
+        metadata={
+            **metadata,
+            "macs": {
+                "backbone": macs(modules.backbone, queries[:1]),
+                "encoder": macs(modules.encoder, group),
+                "head": {task: macs(head, embeddings[:1]) for task, head in modules.heads.items()},
+            },
+            "parameters": {
+                "backbone": _parameters(modules.backbone),
+                "encoder": _parameters(modules.encoder),
+                "head": {task: _parameters(head) for task, head in modules.heads.items()},
+            },
+            "certificates": modules.certificates,
+        },
+    )
+    return manifest, Anchors(queries.numpy(), embeddings.numpy())
+
+
+def load_modules(folder: Path, manifest: Manifest) -> TorchModules:
+    """Rebuilds the networks from a bundle's configs and safetensors.
+
+    Raises:
+        BundleError: an unknown network kind, or weights that do not fit it.
+    """
+    path = folder / WEIGHTS
+    architecture = manifest.architecture
+    try:
+        tensors = load_file(path)
+        backbone = _filled(build_backbone(architecture.backbone), tensors, "backbone.")
+        encoder = _filled(build_encoder(architecture.encoder), tensors, "encoder.")
+        heads = {
+            task: _filled(build_head(architecture.heads[task]), tensors, f"head.{task}.")
+            for task in manifest.tasks
+        }
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} does not fit the bundle's architecture: {error}") from error
+    return TorchModules(backbone, encoder, heads, manifest.metadata.get("certificates"))
+
+
+def serialise(
+    modules: TorchModules, manifest: Manifest, anchors: Anchors
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Makes the files of a bundle, with every ONNX graph checked against torch.
+
+    Returns:
+        {file name: content}, and what was found: {"opset", "relative_error": {file name: float}}.
+
+    Raises:
+        BundleError: an exported graph differs from its module by more than 1e-4.
+    """
+    stored = torch.from_numpy(anchors.queries)
+    queries = _cycled(stored, 3)
+    groups = torch.stack([_cycled(stored.roll(-i, 0), manifest.code.k) for i in range(3)])
+    with torch.no_grad():
+        embeddings = modules.backbone(queries)
+    exports = {
+        BACKBONE: to_onnx(modules.backbone, queries, "query", "embedding"),
+        ENCODER: to_onnx(modules.encoder, groups, "queries", "parity_queries"),
+    }
+    for task, head in modules.heads.items():
+        exports[head_file(task)] = to_onnx(head, embeddings, "embedding", task)
+    weights = {f"backbone.{key}": value for key, value in modules.backbone.state_dict().items()}
+    weights |= {f"encoder.{key}": value for key, value in modules.encoder.state_dict().items()}
+    for task, head in modules.heads.items():
+        weights |= {f"head.{task}.{key}": value for key, value in head.state_dict().items()}
+    plain = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+    files = {
+        WEIGHTS: save(plain),
+        ANCHORS: save({"queries": stored, "embeddings": torch.from_numpy(anchors.embeddings)}),
+        **{file: content for file, (content, _) in exports.items()},
+    }
+    errors = {file: error for file, (_, error) in exports.items()}
+    return files, {"opset": OPSET, "relative_error": errors}
+
+
+def _served_copy(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module).cpu().eval()
+
+
+def _cycled(queries: torch.Tensor, count: int) -> torch.Tensor:
+    return queries[torch.arange(count) % len(queries)]
+
+
+def _config(module: nn.Module) -> dict[str, Any]:
+    config_dict = getattr(module, "config_dict", None)
+    if config_dict is None:
+        raise ValueError(
+            f"{type(module).__name__} has no config_dict(), so a bundle could not rebuild it"
+        )
+    return dict(config_dict())
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _filled(module: nn.Module, tensors: dict[str, torch.Tensor], prefix: str) -> nn.Module:
+    state = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+    module.load_state_dict(state)
+    return module.eval()
