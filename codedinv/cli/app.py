@@ -1,0 +1,155 @@
+"""The commands and their options; what they do is imported when they are called.
+
+A caller's mistake ends with one line on stderr and exit code 2, a failure at run time with one line
+and exit code 1; `codedinv --traceback COMMAND ...` shows where it came from.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from codedinv.errors import CodedInvError
+
+app = typer.Typer(
+    name="codedinv",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="markdown",
+)
+
+
+class Runtime(StrEnum):
+    """What runs the networks."""
+
+    auto = "auto"
+    onnx = "onnx"
+    torch = "torch"
+
+
+ModelOption = Annotated[
+    str,
+    typer.Option("--model", "-m", help="A bundled name (`codedinv info` lists them) or a folder."),
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        help="Folder of the image set's IDX files, gzipped or not, or of torchvision's layout. "
+        "Default: where Debian's package dataset-fashion-mnist puts them.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+RuntimeOption = Annotated[
+    Runtime,
+    typer.Option(help="`auto` is ONNX Runtime where it is installed, else torch."),
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits.
+
+    Args:
+        arguments: None: those of the process.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with_traceback = arguments[:1] == ["--traceback"]
+    try:
+        app(args=arguments)
+    except (CodedInvError, ValueError, TypeError, OSError) as error:
+        if with_traceback:
+            raise
+        print(f"codedinv: {error}", file=sys.stderr)
+        sys.exit(1 if isinstance(error, CodedInvError) else 2)
+
+
+def _version(requested: bool) -> None:
+    if requested:
+        from codedinv import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show the whole traceback of an error.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Prediction serving that answers every query on time, by coded computation.
+
+    `codedinv demo` shows all of it in two minutes.
+    """
+
+
+@app.command()
+def info(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A bundled name or a bundle's folder; without one, lists the bundled."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Say what a model is: shapes, code, cost in MACs, certificates, metrics, provenance, files.
+
+    `macs.backbone` is the work for one query (F), `macs.encoder` that for one coding group (E_k);
+    E_k / F is the encoder's cost, E_k / (k F) its share per query.
+    """
+    from codedinv.cli.info import show_info
+
+    show_info(model, json)
+
+
+@app.command()
+def evaluate(
+    model: ModelOption = "fashion-mnist",
+    data: DataOption = None,
+    groupings: Annotated[
+        int, typer.Option(min=1, help="Random partitions of the test set into coding groups.")
+    ] = 3,
+    seed: Annotated[int, typer.Option(help="Of the groupings.")] = 0,
+    task: Annotated[str | None, typer.Option(help="Head to evaluate; default: the first.")] = None,
+    runtime: RuntimeOption = Runtime.auto,
+    json: JsonOption = False,
+    receipt: Annotated[
+        Path | None, typer.Option(help="Also write the result, with device and versions, here.")
+    ] = None,
+) -> None:
+    """Measure normal and degraded accuracy on the test set.
+
+    A_n: exact answers. A_d: reconstructed answers, every data slot of a group lost in turn, against
+    the true labels. Agreement: reconstructed answers equal to the exact one. Whole group: all k
+    answers of a group that lost one. With 95 % intervals; docs/numbers.md defines each.
+
+    Without the full test set, the 1,000 bundled test images are used, and said so.
+    """
+    from codedinv.cli.evaluate import run_evaluation
+
+    run_evaluation(model, data, groupings, seed, task, runtime.value, json, receipt)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A bundled name or a bundle's folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write the bundle to; replaced if one.")],
+    json: JsonOption = False,
+) -> None:
+    """Write a model as a bundle, its ONNX files made anew from the weights and checked.
+
+    Each ONNX file is self-contained and can be served by any ONNX server: backbone.onnx takes
+    `query` to `embedding`, encoder.onnx `queries` to `parity_queries`, head_TASK.onnx `embedding`
+    to TASK; float32, any batch size. Each is compared with torch to 1e-4 before it is written.
+    """
+    from codedinv.cli.export import run_export
+
+    run_export(model, out, json)

@@ -1,0 +1,30 @@
+"""`codedinv export`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from codedinv.bundle import CodedModel
+from codedinv.bundle_folder import file_sizes
+
+
+def run_export(name_or_folder: str, out: Path, as_json: bool) -> None:
+    """Loads a model's weights into torch, exports and checks every network, writes a bundle."""
+    model = CodedModel.load(name_or_folder, runtime="torch")
+    folder = model.save(out)
+    sizes, onnx = file_sizes(folder), model.metadata["onnx"]
+    if as_json:
+        print(json.dumps({"folder": str(folder), "files": sizes, "onnx": onnx}, indent=1))
+        return
+    table = Table(title=f"{model.name} in {folder} (ONNX opset {onnx['opset']})")
+    table.add_column("file")
+    table.add_column("MB", justify="right")
+    table.add_column("largest difference from torch, of the largest output", justify="right")
+    for name, size in sizes.items():
+        error = onnx["relative_error"].get(name)
+        table.add_row(name, f"{size / 1e6:.3f}", "" if error is None else f"{error:.1e}")
+    Console().print(table)

@@ -1,0 +1,112 @@
+"""`codedinv info`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from codedinv.bundle import CodedModel, bundled_names
+from codedinv.bundle_folder import SCHEMA_VERSION, file_sizes
+
+
+def show_info(name_or_folder: str | None, as_json: bool) -> None:
+    """Prints a model's description, or the bundled names where none is given."""
+    if name_or_folder is None:
+        names = bundled_names()
+        print(json.dumps({"bundled": names}) if as_json else "\n".join(names))
+        return
+    description = describe(CodedModel.load(name_or_folder))
+    if as_json:
+        print(json.dumps(description, indent=1))
+    else:
+        _print_tables(description)
+
+
+def describe(model: CodedModel) -> dict[str, Any]:
+    """What `codedinv info --json` prints."""
+    if model.folder is None:
+        raise ValueError("model: expected one that was loaded or saved")
+    sizes = file_sizes(model.folder)
+    macs = model.metadata["macs"]
+    share = macs["encoder"] / macs["backbone"]
+    return {
+        "name": model.name,
+        "folder": str(model.folder),
+        "schema_version": SCHEMA_VERSION,
+        "code": {
+            "n": model.code.n,
+            "k": model.code.k,
+            "r": model.code.r,
+            "coefficients": model.code.coefficients.tolist(),
+            "condition_number": model.code.condition_number(),
+        },
+        "input_shape": list(model.input_shape),
+        "embedding_shape": list(model.embedding_shape),
+        "tasks": model.tasks,
+        "anchors": len(model.anchors.queries),
+        "macs": macs,
+        "encoder_over_backbone": share,
+        "encoder_over_backbone_per_query": share / model.code.k,
+        "parameters": model.metadata["parameters"],
+        "largest_sigma": largest_sigma(model),
+        "certificates": model.metadata.get("certificates"),
+        "metrics": model.metadata.get("metrics"),
+        "provenance": model.metadata.get("provenance"),
+        "onnx": model.metadata.get("onnx"),
+        "files": sizes,
+        "bytes": sum(sizes.values()),
+    }
+
+
+def largest_sigma(model: CodedModel) -> float | None:
+    """The largest certified operator norm of the backbone's convolutions; None if none are."""
+    certificates = model.metadata.get("certificates")
+    if not certificates:
+        return None
+    return float(max(proof["sigma"] for block in certificates for proof in block.values()))
+
+
+def _print_tables(description: dict[str, Any]) -> None:
+    code, macs = description["code"], description["macs"]
+    k = code["k"]
+    table = Table(title=f"{description['name']}  ({description['folder']})", show_header=False)
+    table.add_row("code", f"n = {code['n']}, k = {k}, r = {code['r']}")
+    table.add_row("query", _shape(description["input_shape"]))
+    table.add_row("embedding", _shape(description["embedding_shape"]))
+    tasks = ", ".join(
+        f"{task} ({outputs} outputs)" for task, outputs in description["tasks"].items()
+    )
+    table.add_row("tasks", tasks)
+    table.add_row("backbone F", f"{macs['backbone'] / 1e6:.2f} M MACs per query")
+    table.add_row(
+        "encoder E_k",
+        f"{macs['encoder'] / 1e6:.2f} M MACs per group of {k}: "
+        f"E_k/F = {description['encoder_over_backbone']:.1%}, "
+        f"E_k/(k F) = {description['encoder_over_backbone_per_query']:.1%} per query",
+    )
+    for task, count in macs["head"].items():
+        table.add_row(f"head {task}", f"{count / 1e6:.3f} M MACs per answer")
+    parameters = description["parameters"]
+    table.add_row(
+        "parameters",
+        f"backbone {parameters['backbone']:,}, encoder {parameters['encoder']:,}, "
+        + ", ".join(f"head {task} {count:,}" for task, count in parameters["head"].items()),
+    )
+    if description["largest_sigma"] is not None:
+        sigma = f"every convolution's operator norm <= {description['largest_sigma']:.4f}"
+        table.add_row("invertibility", f"{sigma} (certified)")
+    for section in ("metrics", "provenance"):
+        for key, value in (description[section] or {}).items():
+            table.add_row(
+                f"{section}: {key}", value if isinstance(value, str) else json.dumps(value)
+            )
+    for name, size in description["files"].items():
+        table.add_row(f"file {name}", f"{size / 1e6:.3f} MB")
+    Console().print(table)
+
+
+def _shape(shape: list[int]) -> str:
+    return " x ".join(map(str, shape)) + " float32"

@@ -1,0 +1,1 @@
+"""What the numbers and figures of the documentation are made by."""
