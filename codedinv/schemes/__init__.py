@@ -1,0 +1,35 @@
+"""Schemes: what a coding group sends to which workers, and how results become answers."""
+
+from __future__ import annotations
+
+from codedinv.schemes.invertible import invertible
+from codedinv.schemes.replication import replication
+from codedinv.schemes.scheme import Plan, Scheme, ServedModel, Source
+from codedinv.schemes.uncoded import uncoded
+
+SCHEMES = {"invertible": invertible, "replication": replication, "uncoded": uncoded}
+
+__all__ = [
+    "SCHEMES",
+    "Plan",
+    "Scheme",
+    "ServedModel",
+    "Source",
+    "build_scheme",
+    "invertible",
+    "replication",
+    "uncoded",
+]
+
+
+def build_scheme(scheme: str | Scheme, model: ServedModel) -> Scheme:
+    """A scheme by its name, built for `model`; a `Scheme` is passed through.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if isinstance(scheme, Scheme):
+        return scheme
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme: expected one of {sorted(SCHEMES)} or a Scheme, got {scheme!r}")
+    return SCHEMES[scheme](model)

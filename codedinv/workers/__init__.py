@@ -1,0 +1,21 @@
+"""Workers: where a backbone runs, and the faults that can be given to it."""
+
+from __future__ import annotations
+
+from codedinv.workers.backbone import Backbone, BackboneSpec
+from codedinv.workers.pool import Died, Message, Pool, Ready, Result, TaskError
+from codedinv.workers.process import ProcessPool
+from codedinv.workers.thread import ThreadPool
+
+__all__ = [
+    "Backbone",
+    "BackboneSpec",
+    "Died",
+    "Message",
+    "Pool",
+    "ProcessPool",
+    "Ready",
+    "Result",
+    "TaskError",
+    "ThreadPool",
+]

@@ -1,0 +1,171 @@
+"""The wire between a pool and a worker process: whole messages over a local socket, large arrays
+through memory that both have mapped.
+
+A SOCK_SEQPACKET socket pair is a duplex pipe that keeps message boundaries: one system call sends
+or receives a message, nothing is pickled, and the other end's death is an end of file.
+"""
+
+from __future__ import annotations
+
+import enum
+import mmap
+import os
+import socket
+import struct
+import tempfile
+from dataclasses import dataclass
+
+import numpy as np
+
+from codedinv.workers.backbone import Array
+
+INLINE_LIMIT = 64 * 1024  # bytes; larger arrays are copied faster through shared memory
+_SOCKET_BYTES = 128 * 1024  # what a socket surely buffers: Linux's default is 208 KiB
+_TEXT_LIMIT = 8 * 1024
+_HEADER = struct.Struct("<BBHIQ")  # kind, is shared, memory slot, bytes inline, task
+
+
+class Kind(enum.IntEnum):
+    """Messages: to a worker TASK and FAULTS, from a worker the others."""
+
+    TASK = 1
+    FAULTS = 2
+    READY = 3
+    RESULT = 4
+    ERROR = 5
+    FATAL = 6
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes that both ends agree on.
+
+    Attributes:
+        query_shape, embedding_shape: float32.
+        in_flight: tasks a worker holds at most; as many memory slots there are.
+    """
+
+    query_shape: tuple[int, ...]
+    embedding_shape: tuple[int, ...]
+    in_flight: int
+
+    @property
+    def query_bytes(self) -> int:
+        return 4 * int(np.prod(self.query_shape))
+
+    @property
+    def embedding_bytes(self) -> int:
+        return 4 * int(np.prod(self.embedding_shape))
+
+    def is_shared(self, nbytes: int) -> bool:
+        """Do arrays of this size go through shared memory? So that a send never blocks, also where
+        `in_flight` messages together would fill the socket's buffer."""
+        return nbytes > min(INLINE_LIMIT, _SOCKET_BYTES // self.in_flight)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Shared memory needed; 0: none."""
+        if self.is_shared(self.query_bytes) or self.is_shared(self.embedding_bytes):
+            return self.in_flight * (self.query_bytes + self.embedding_bytes)
+        return 0
+
+
+def create_memory(nbytes: int) -> int:
+    """A file descriptor of anonymous shared memory: without a name there is nothing to leak, it
+    goes with the last process that has it, however that ends."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("codedinv", os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    os.ftruncate(fd, nbytes)
+    return fd
+
+
+@dataclass
+class Received:
+    """One message. `array` is the receiver's own copy."""
+
+    kind: Kind
+    task: int
+    slot: int
+    array: Array | None = None
+    text: str = ""
+
+
+class Channel:
+    """One end of the wire.
+
+    Args:
+        sock: a connected SOCK_SEQPACKET socket; the channel owns it.
+        memory_fd: of the shared memory, None if `layout` needs none; mapped here, not closed.
+        layout: the sizes.
+        is_worker: which end this is: a worker receives queries and sends embeddings.
+    """
+
+    def __init__(
+        self, sock: socket.socket, memory_fd: int | None, layout: Layout, is_worker: bool
+    ) -> None:
+        self.sock = sock
+        self._layout = layout
+        self._memory = mmap.mmap(memory_fd, layout.memory_bytes) if memory_fd is not None else None
+        self._receives_query = is_worker
+        self._buffer = bytearray(_HEADER.size + max(INLINE_LIMIT, _TEXT_LIMIT))
+        self._view = memoryview(self._buffer)
+
+    def send_array(self, kind: Kind, task: int, slot: int, array: Array) -> None:
+        """Sends an array: a worker an embedding, else a query.
+
+        Raises:
+            OSError: the other end is gone, or (non-blocking) does not read.
+        """
+        if self._memory is not None and self._layout.is_shared(array.nbytes):
+            self._shared(slot, not self._receives_query)[...] = array
+            self.sock.send(_HEADER.pack(kind, 1, slot, 0, task))
+        else:
+            header = _HEADER.pack(kind, 0, slot, array.nbytes, task)
+            self.sock.sendmsg([header, np.ascontiguousarray(array).data])
+
+    def send_text(self, kind: Kind, text: str = "", task: int = 0, slot: int = 0) -> None:
+        """Sends a message without array; the text is cut at 8 KiB."""
+        data = text.encode()[:_TEXT_LIMIT]
+        self.sock.send(_HEADER.pack(kind, 0, slot, len(data), task) + data)
+
+    def receive(self) -> Received | None:
+        """Takes one message; None at the end of file.
+
+        Raises:
+            OSError: the connection is broken, or (non-blocking) there is nothing.
+        """
+        size = self.sock.recv_into(self._buffer)
+        if size == 0:
+            return None
+        kind, shared, slot, nbytes, task = _HEADER.unpack_from(self._buffer)
+        message = Received(Kind(kind), task, slot)
+        if message.kind not in (Kind.TASK, Kind.RESULT):
+            message.text = bytes(self._view[_HEADER.size : size]).decode(errors="replace")
+            return message
+        shape = self._layout.query_shape if self._receives_query else self._layout.embedding_shape
+        if shared:
+            message.array = self._shared(slot, self._receives_query).copy()
+        else:
+            flat = np.frombuffer(self._buffer, np.float32, nbytes // 4, _HEADER.size)
+            message.array = flat.reshape(shape).copy()
+        return message
+
+    def close(self) -> None:
+        """Closes the socket and unmaps the memory."""
+        self.sock.close()
+        if self._memory is not None:
+            self._memory.close()
+
+    def _shared(self, slot: int, is_query: bool) -> Array:
+        layout = self._layout
+        offset = slot * (layout.query_bytes + layout.embedding_bytes)
+        shape = layout.query_shape if is_query else layout.embedding_shape
+        if not is_query:
+            offset += layout.query_bytes
+        if self._memory is None:
+            raise OSError("a message refers to shared memory that this channel does not have")
+        count = int(np.prod(shape))
+        return np.frombuffer(self._memory, np.float32, count, offset).reshape(shape)
