@@ -13,13 +13,15 @@ ROOT = Path(__file__).resolve().parent
 
 
 def find_cmake() -> str:
-    """The cmake of this environment (pip's package, whether or not its folder is on PATH), else PATH's."""
+    """Path of pip's cmake, even where its folder is not on PATH, else of the system's."""
     try:
         import cmake
     except ImportError:
         on_path = shutil.which("cmake")
         if on_path is None:
-            raise RuntimeError("cmake not found: pip install cmake, or apt-get install cmake") from None
+            raise RuntimeError(
+                "cmake not found: pip install cmake, or apt-get install cmake"
+            ) from None
         return on_path
     return str(Path(cmake.CMAKE_BIN_DIR) / "cmake")
 

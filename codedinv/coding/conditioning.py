@@ -1,0 +1,93 @@
+"""Condition numbers of a code's decoding matrices, over all erasure patterns or a sample of them.
+
+A pattern erases m data slots M and leaves m parities P to recover them from. The k generator rows
+that are left are singular exactly when C[P, M] is, so an MDS code is one whose every square
+submatrix of C is nonsingular.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+# Patterns of one erasure take about a second for this many, of m about m^2 times as long each.
+_PATTERNS_CHECKED = 100_000
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The worst conditioned pattern found."""
+
+    condition: float
+    parities: tuple[int, ...]  # P, counted from 0
+    missing: tuple[int, ...]  # M
+
+
+def patterns(k: int, r: int, m: int, limit: int) -> tuple[Indices, Indices]:
+    """Parity subsets and data subsets of size m, (patterns, m) each.
+
+    All of them where there are at most `limit`, else that many drawn with a fixed seed.
+    """
+    if math.comb(r, m) * math.comb(k, m) <= limit:
+        pairs = itertools.product(
+            itertools.combinations(range(r), m), itertools.combinations(range(k), m)
+        )
+        flat = np.array([parities + missing for parities, missing in pairs], dtype=np.int64)
+    else:
+        rng = random.Random(m)
+        flat = np.array(
+            [
+                sorted(rng.sample(range(r), m)) + sorted(rng.sample(range(k), m))
+                for _ in range(limit)
+            ],
+            dtype=np.int64,
+        )
+    return flat[:, :m], flat[:, m:]
+
+
+def conditions(coefficients: Floats, parities: Indices, missing: Indices) -> Floats:
+    """2-norm condition number of the decoding matrix of each pattern, (patterns,).
+
+    The decoding matrix is [[I, 0], [B, A]] with A = C[P, M] and B = C[P, rest]. On the complement
+    of B's row space it is the identity, so its other singular values are those of the 2m x 2m
+    matrix [[I, 0], [sqrt(B B^T), A]]: no k x k matrix is ever decomposed.
+    """
+    m = parities.shape[1]
+    a = coefficients[parities[:, :, None], missing[:, None, :]]
+    gram = (coefficients @ coefficients.T)[parities[:, :, None], parities[:, None, :]]
+    values, vectors = np.linalg.eigh(gram - a @ a.transpose(0, 2, 1))
+    root = (vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]) @ vectors.transpose(0, 2, 1)
+    matrix = np.zeros((len(a), 2 * m, 2 * m))
+    matrix[:, :m, :m] = np.eye(m)
+    matrix[:, m:, :m] = root
+    matrix[:, m:, m:] = a
+    singular = np.linalg.svd(matrix, compute_uv=False)
+    with np.errstate(divide="ignore"):
+        return singular[:, 0] / singular[:, -1]
+
+
+def worst(coefficients: Floats, limit: int = _PATTERNS_CHECKED) -> Worst:
+    """The worst conditioned erasure pattern of C (r, k).
+
+    Exact where, for each number m of erasures, there are at most limit / m^2 patterns; a lower
+    bound from a fixed sample of that many otherwise.
+    """
+    r, k = coefficients.shape
+    found = Worst(1.0, (), ())
+    for m in range(1, min(k, r) + 1):
+        parities, missing = patterns(k, r, m, max(limit // m**2, 1))
+        values = conditions(coefficients, parities, missing)
+        at = int(np.argmax(values))
+        if values[at] > found.condition:
+            found = Worst(
+                float(values[at]), tuple(parities[at].tolist()), tuple(missing[at].tolist())
+            )
+    return found
