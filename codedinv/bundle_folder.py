@@ -182,7 +182,7 @@ def _verify(path: Path, expected: FileEntry) -> None:
 
 def _manifest_json(manifest: Manifest, files: Mapping[str, bytes]) -> bytes:
     format_first: dict[str, Any] = {"format": FORMAT, "schema_version": SCHEMA_VERSION}
-    content = format_first | manifest.model_dump(mode="json")
+    content = format_first | manifest.model_dump()
     content["files"] = {
         name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         for name, data in files.items()

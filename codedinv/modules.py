@@ -95,7 +95,12 @@ def describe(
         )
     embeddings = modules.backbone(queries)
     group = queries[torch.arange(code.k) % len(queries)][None]
-    parity = modules.encoder(group)
+    try:
+        parity = modules.encoder(group)
+    except RuntimeError as error:
+        raise ValueError(
+            f"encoder: it takes no group of k = {code.k} queries {tuple(group.shape)}: {error}"
+        ) from error
     if tuple(parity.shape) != (1, code.r, *queries.shape[1:]):
         raise ValueError(
             f"encoder: expected (1, {code.k}, *input) -> {(1, code.r, *queries.shape[1:])}, "

@@ -33,7 +33,8 @@ def test_a_folder_is_read_in_each_layout(tmp_path: Path, layout: str, compress: 
     written = write_set(tmp_path / layout, compress)
     images, labels = data.load_fashion_mnist("test", tmp_path)
     np.testing.assert_array_equal(images, written)
-    assert images.dtype == np.uint8 and labels.dtype == np.int64
+    assert images.dtype == np.uint8
+    assert labels.dtype == np.int64
     assert labels.tolist() == [0, 1, 2, 3, 4]
 
 
@@ -97,7 +98,8 @@ def test_images_and_labels_must_be_as_many(tmp_path: Path) -> None:
 def test_queries_are_float32_channels_first_in_the_unit_interval() -> None:
     grey = np.array([[[0, 255]]], dtype=np.uint8)
     queries = data.to_queries(grey)
-    assert queries.shape == (1, 1, 1, 2) and queries.dtype == np.float32
+    assert queries.shape == (1, 1, 1, 2)
+    assert queries.dtype == np.float32
     assert queries.ravel().tolist() == [0.0, 1.0]
     colour = np.zeros((2, 32, 30, 3), np.uint8)
     assert data.to_queries(colour).shape == (2, 3, 32, 30)
@@ -123,7 +125,8 @@ def test_debians_package_is_found_without_a_folder() -> None:
 
 def test_the_bundled_test_images_hold_a_hundred_of_each_class() -> None:
     images, labels = data.load_test_images()
-    assert images.shape == (1000, 28, 28) and images.dtype == np.uint8
+    assert images.shape == (1000, 28, 28)
+    assert images.dtype == np.uint8
     assert np.bincount(labels).tolist() == [100] * 10
 
 

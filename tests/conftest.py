@@ -1,0 +1,65 @@
+"""Small models that are quickly made: random weights, real shapes, real files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from codedinv.bundle import CodedModel
+from codedinv.coding import Code
+from codedinv.nn import DenseHead, Encoder, EncoderConfig, IResNet, IResNetConfig, StageConfig
+
+INPUT_SHAPE = (1, 28, 28)
+
+
+def build_small_model(code: Code, name: str = "small", linear: bool = False) -> CodedModel:
+    """A model for 28x28 grey images with random weights and 0.2 M MACs.
+
+    Args:
+        code: its code.
+        name: its name.
+        linear: the backbone's branches are zero, so that the weighted sum of queries, which an
+            untrained encoder makes, is the perfect parity query.
+    """
+    torch.manual_seed(code.k)
+    config = IResNetConfig(
+        INPUT_SHAPE, (StageConfig(3, 4, squeeze=4),), mean=(0.286,), std=(0.353,)
+    )
+    backbone = IResNet(config)
+    if linear:
+        for block in backbone.blocks:
+            torch.nn.init.zeros_(block.conv3.parametrizations.weight.original)
+            torch.nn.init.zeros_(block.conv3.bias)
+    rows = tuple(tuple(row) for row in code.coefficients.tolist())
+    encoder = Encoder(EncoderConfig(INPUT_SHAPE, rows, input_channels=2, width=4, blocks=1))
+    if not linear:
+        torch.nn.init.normal_(encoder.out.weight, std=0.05)
+    heads = {
+        "label": DenseHead(backbone.embedding_shape, 10, hidden=8),
+        "parity": DenseHead(backbone.embedding_shape, 2, hidden=4),
+    }
+    return CodedModel.from_modules(
+        name=name,
+        code=code,
+        backbone=backbone,
+        heads=heads,
+        encoder=encoder,
+        anchors_queries=torch.rand(code.k + 2, *INPUT_SHAPE),
+        metadata={"provenance": {"data_set": "fashion-mnist", "recipe": "random weights"}},
+    )
+
+
+@pytest.fixture(scope="session")
+def make_small_model() -> Callable[..., CodedModel]:
+    """`build_small_model`, for tests that want a code of their own."""
+    return build_small_model
+
+
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved (5, 4) bundle; tests that change it copy it first."""
+    folder = tmp_path_factory.mktemp("bundles") / "small"
+    return build_small_model(Code.uniform(4)).save(folder)
