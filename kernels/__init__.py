@@ -7,6 +7,7 @@ functions run in plain torch and say so once in the log.
 from .ops import (
     invert,
     invert_detailed,
+    power_iteration,
     reachable_tolerance,
     residual_block,
     residual_blocks,
@@ -19,6 +20,7 @@ __all__ = [
     "invert",
     "invert_detailed",
     "measured_faster",
+    "power_iteration",
     "reachable_tolerance",
     "residual_block",
     "residual_blocks",

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import device_of, interpreting, pixel_strides, programs_on
+from .launch import device_of, inner_scratch, interpreting, pixel_strides, programs_on
 from .packing import PackedBlocks, padded_width
 from .reference import ANDERSON_REGULARISATION
 from .tiles import convolve, elu, hidden_pass, of_image, sum_per_image
@@ -97,13 +97,13 @@ def anderson_step(
 
 @triton.jit
 def invert_kernel(
-    y, out, iterations, residual, buffers, activated, hidden, w1, b1, w2, b2, w3, b3, leading,
+    y, out, iterations, residual, buffers, activated, inner, hidden, w1, b1, w2, b2, w3, b3, leading,
     batch, blocks, tolerance, max_iter,
     y_image, y_pixel, y_channel, out_image, out_pixel, out_channel,
     C: tl.constexpr, P: tl.constexpr, HIDDEN: tl.constexpr, N: tl.constexpr,
     K1: tl.constexpr, K3: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     IMAGES: tl.constexpr, IDS: tl.constexpr, BUFFERS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_K1: tl.constexpr, BLOCK_K3: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K1: tl.constexpr, BLOCK_K3: tl.constexpr,
     ANDERSON: tl.constexpr, REGULARISATION: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -119,6 +119,7 @@ def invert_kernel(
     program = tl.program_id(0).to(tl.int64)
     buffers += program * (BUFFERS * SIZE)
     activated += program * SIZE
+    inner += program * (IMAGES * PIXELS * HIDDEN)
     hidden += program * (IMAGES * PIXELS * HIDDEN)
     for task in range(tl.program_id(0), tl.cdiv(batch, IMAGES), tl.num_programs(0)):
         first_image = task * IMAGES
@@ -148,10 +149,11 @@ def invert_kernel(
             active = tl.sum(1 - done, axis=0)
             while (iteration < max_iter) & (active > 0):
                 hidden_pass(
-                    activated, PIXELS * C, C, 1, hidden,
+                    activated, PIXELS * C, C, 1, inner, hidden,
                     w1 + block * (K1 * N), b1 + block * N, w2 + block * (N * N), b2 + block * N,
                     count, 0,
-                    C, HIDDEN, N, H, W, IMAGES, H, BLOCK_M, BLOCK_K1, False, PRECISION, UPCAST,
+                    C, HIDDEN, N, H, W, IMAGES, H, BLOCK_M, BLOCK_N, BLOCK_K1, BLOCK_K3,
+                    False, PRECISION, UPCAST,
                 )  # fmt: skip
                 tl.debug_barrier()
                 following = (given + 1 + iteration % 2) % 3
@@ -171,7 +173,7 @@ def invert_kernel(
                     acc = convolve(
                         acc, hidden, m * HIDDEN, (m // W) % H, m % W, valid, HIDDEN, 1,
                         w3 + block * (K3 * P),
-                        HIDDEN, P, H, W, BLOCK_K3, 1, False, PRECISION, UPCAST,
+                        HIDDEN, P, P, H, W, BLOCK_K3, False, PRECISION, UPCAST,
                     )  # fmt: skip
                     mask = valid[:, None] & (n < C)[None, :]
                     at = m[:, None] * C + n[None, :]
@@ -265,15 +267,16 @@ def run_inversion(
     buffers = torch.empty(count * pixels * channels, dtype=torch.float32, device=y.device)
     activated = torch.empty(pixels * channels, dtype=weights, device=y.device)
     hidden = torch.empty(pixels * packed.hidden, dtype=weights, device=y.device)
+    inner = inner_scratch(hidden, packed, tuning)
     with device_of(y):
         invert_kernel[(programs,)](
-            y, out, iterations, residual, buffers, activated, hidden,
+            y, out, iterations, residual, buffers, activated, inner, hidden,
             packed.w1, packed.b1, packed.w2, packed.b2, packed.w3, packed.b3, packed.leading,
             batch, len(packed), tolerance, max_iter, *pixel_strides(y), *pixel_strides(out),
             C=channels, P=padded_width(channels), HIDDEN=packed.hidden,
             N=padded_width(packed.hidden), K1=packed.w1.shape[1], K3=packed.w3.shape[1],
             H=height, W=width, IMAGES=tuning.images, IDS=triton.next_power_of_2(tuning.images),
-            BUFFERS=count, BLOCK_M=tuning.block_m, BLOCK_K1=tuning.block_k1,
+            BUFFERS=count, BLOCK_M=tuning.block_m, BLOCK_N=tuning.block_n, BLOCK_K1=tuning.block_k1,
             BLOCK_K3=tuning.block_k3, ANDERSON=anderson,
             REGULARISATION=ANDERSON_REGULARISATION, PRECISION=tuning.precision,
             UPCAST=interpreting() and weights == torch.bfloat16,

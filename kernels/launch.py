@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from triton import knobs
 
+from .packing import PackedBlocks, padded_width
+from .tuning import StageTuning
+
 # Programs per multiprocessor of a persistent grid. Two 4-warp programs at 255 registers fill the
 # register file; more only wait, and each one's scratch competes for L2.
 PROGRAMS_PER_MULTIPROCESSOR = 2
@@ -46,3 +49,9 @@ def has_pixel_stride(x: Tensor) -> bool:
 def device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """Makes x's GPU current for a launch; nothing to do on the CPU."""
     return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()
+
+
+def inner_scratch(hidden: Tensor, packed: PackedBlocks, tuning: StageTuning) -> Tensor:
+    """Scratch for the first hidden layer: none of its own where it stays in registers."""
+    fused = tuning.block_n == padded_width(packed.hidden)
+    return hidden if fused else torch.empty_like(hidden)

@@ -121,6 +121,18 @@ def invert_detailed(
     return torch.ops.codedinv.invert(y, flat, leading, tolerance, max_iter, anderson)
 
 
+def power_iteration(
+    weights: Sequence[Tensor], vectors: Sequence[Tensor], iterations: int
+) -> tuple[Tensor, list[Tensor]]:
+    """`spectral_norm.power_iteration`, or the torch reference where Triton is not installed."""
+    if find_spec("triton") is None:
+        _say_once("codedinv.kernels falls back to torch: triton is not installed")
+        return reference.power_iteration(weights, vectors, iterations)
+    from . import spectral_norm
+
+    return spectral_norm.power_iteration(weights, vectors, iterations)
+
+
 def reachable_tolerance(tol: float, dtype: torch.dtype) -> float:
     """tol, or what `dtype` can reach if that is more."""
     return max(tol, REACHABLE_STEP[dtype])

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import device_of, interpreting, pixel_strides, programs_on
+from .launch import device_of, inner_scratch, interpreting, pixel_strides, programs_on
 from .packing import PackedBlocks, padded_width
 from .tiles import convolve, elu, hidden_pass
 from .tuning import BlockTuning, StageTuning
@@ -20,11 +20,11 @@ from .tuning import BlockTuning, StageTuning
 
 @triton.jit
 def block_kernel(
-    x, out, hidden, w1, b1, w2, b2, w3, b3, batch,
+    x, out, inner, hidden, w1, b1, w2, b2, w3, b3, batch,
     x_image, x_pixel, x_channel, out_image, out_pixel, out_channel,
     C: tl.constexpr, P: tl.constexpr, HIDDEN: tl.constexpr, N: tl.constexpr,
     H: tl.constexpr, W: tl.constexpr, IMAGES: tl.constexpr, BANDS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_K1: tl.constexpr, BLOCK_K3: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K1: tl.constexpr, BLOCK_K3: tl.constexpr,
     LEADING: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """out <- x + F(x). A task is IMAGES whole images (BANDS = 1) or one band of one image."""
@@ -32,7 +32,9 @@ def block_kernel(
     HALO: tl.constexpr = 1 if BANDS > 1 else 0
     LOCAL: tl.constexpr = ROWS + 2 * HALO
     n = tl.arange(0, P)
-    hidden += tl.program_id(0).to(tl.int64) * (IMAGES * LOCAL * W * HIDDEN)
+    scratch = tl.program_id(0).to(tl.int64) * (IMAGES * LOCAL * W * HIDDEN)
+    inner += scratch
+    hidden += scratch
     tasks = tl.cdiv(batch, IMAGES) * BANDS
     for task in range(tl.program_id(0), tasks, tl.num_programs(0)):
         first_image = (task // BANDS) * IMAGES
@@ -41,8 +43,10 @@ def block_kernel(
         source = x + first_image.to(tl.int64) * x_image
         target = out + first_image.to(tl.int64) * out_image
         hidden_pass(
-            source, x_image, x_pixel, x_channel, hidden, w1, b1, w2, b2, count, first_row - HALO,
-            C, HIDDEN, N, H, W, IMAGES, LOCAL, BLOCK_M, BLOCK_K1, LEADING, PRECISION, UPCAST,
+            source, x_image, x_pixel, x_channel, inner, hidden,
+            w1, b1, w2, b2, count, first_row - HALO,
+            C, HIDDEN, N, H, W, IMAGES, LOCAL, BLOCK_M, BLOCK_N, BLOCK_K1, BLOCK_K3,
+            LEADING, PRECISION, UPCAST,
         )  # fmt: skip
         # The next loop reads at shifted places what other threads have just stored.
         tl.debug_barrier()
@@ -57,7 +61,7 @@ def block_kernel(
             acc = tl.zeros([BLOCK_M, P], dtype=tl.float32) + tl.load(b3 + n)[None, :]
             acc = convolve(
                 acc, hidden, offset, row, col, valid, HIDDEN, 1, w3,
-                HIDDEN, P, H, W, BLOCK_K3, 1, False, PRECISION, UPCAST,
+                HIDDEN, P, P, H, W, BLOCK_K3, False, PRECISION, UPCAST,
             )  # fmt: skip
             pixel = row * W + col
             mask = valid[:, None] & (n < C)[None, :]
@@ -71,11 +75,12 @@ def block_kernel(
 
 @triton.jit
 def stage_kernel(
-    x, out, states, activated, hidden, w1, b1, w2, b2, w3, b3, leading, batch, blocks,
+    x, out, states, activated, inner, hidden, w1, b1, w2, b2, w3, b3, leading, batch, blocks,
     x_image, x_pixel, x_channel, out_image, out_pixel, out_channel,
     C: tl.constexpr, P: tl.constexpr, HIDDEN: tl.constexpr, N: tl.constexpr,
     K1: tl.constexpr, K3: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
-    IMAGES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K1: tl.constexpr, BLOCK_K3: tl.constexpr,
+    IMAGES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K1: tl.constexpr, BLOCK_K3: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """out <- all blocks of x. Scratch per program: states [2, IMAGES, H, W, C] float32, activated
@@ -86,6 +91,7 @@ def stage_kernel(
     program = tl.program_id(0).to(tl.int64)
     states += program * (2 * SIZE)
     activated += program * SIZE
+    inner += program * (IMAGES * PIXELS * HIDDEN)
     hidden += program * (IMAGES * PIXELS * HIDDEN)
     for task in range(tl.program_id(0), tl.cdiv(batch, IMAGES), tl.num_programs(0)):
         first_image = task * IMAGES
@@ -106,10 +112,11 @@ def stage_kernel(
         tl.debug_barrier()
         for block in range(0, blocks):
             hidden_pass(
-                activated, PIXELS * C, C, 1, hidden,
+                activated, PIXELS * C, C, 1, inner, hidden,
                 w1 + block * (K1 * N), b1 + block * N, w2 + block * (N * N), b2 + block * N,
                 count, 0,
-                C, HIDDEN, N, H, W, IMAGES, H, BLOCK_M, BLOCK_K1, False, PRECISION, UPCAST,
+                C, HIDDEN, N, H, W, IMAGES, H, BLOCK_M, BLOCK_N, BLOCK_K1, BLOCK_K3,
+                False, PRECISION, UPCAST,
             )  # fmt: skip
             tl.debug_barrier()
             begins_with_elu = tl.load(leading + block + 1) != 0
@@ -124,7 +131,7 @@ def stage_kernel(
                 acc = tl.zeros([BLOCK_M, P], dtype=tl.float32) + tl.load(b3 + block * P + n)[None, :]
                 acc = convolve(
                     acc, hidden, m * HIDDEN, row, col, valid, HIDDEN, 1, w3 + block * (K3 * P),
-                    HIDDEN, P, H, W, BLOCK_K3, 1, False, PRECISION, UPCAST,
+                    HIDDEN, P, P, H, W, BLOCK_K3, False, PRECISION, UPCAST,
                 )  # fmt: skip
                 mask = valid[:, None] & (n < C)[None, :]
                 local = m[:, None] * C + n[None, :]
@@ -154,15 +161,17 @@ def run_block(
     hidden = torch.empty(
         programs * tuning.images * rows * width * packed.hidden, dtype=weights, device=x.device
     )
+    inner = inner_scratch(hidden, packed, tuning)
     with device_of(x):
         block_kernel[(programs,)](
-            x, out, hidden,
+            x, out, inner, hidden,
             packed.w1[index], packed.b1[index], packed.w2[index], packed.b2[index],
             packed.w3[index], packed.b3[index], batch,
             *pixel_strides(x), *pixel_strides(out),
             C=channels, P=padded_width(channels), HIDDEN=packed.hidden,
             N=padded_width(packed.hidden), H=height, W=width, IMAGES=tuning.images, BANDS=bands,
-            BLOCK_M=tuning.block_m, BLOCK_K1=tuning.block_k1, BLOCK_K3=tuning.block_k3,
+            BLOCK_M=tuning.block_m, BLOCK_N=tuning.block_n, BLOCK_K1=tuning.block_k1,
+            BLOCK_K3=tuning.block_k3,
             LEADING=packed.leading_elu[index], PRECISION=tuning.precision,
             UPCAST=interpreting() and weights == torch.bfloat16,
             num_warps=tuning.num_warps, num_stages=tuning.num_stages,
@@ -178,15 +187,17 @@ def run_stage(x: Tensor, out: Tensor, packed: PackedBlocks, tuning: StageTuning)
     states = torch.empty(2 * pixels * channels, dtype=torch.float32, device=x.device)
     activated = torch.empty(pixels * channels, dtype=weights, device=x.device)
     hidden = torch.empty(pixels * packed.hidden, dtype=weights, device=x.device)
+    inner = inner_scratch(hidden, packed, tuning)
     with device_of(x):
         stage_kernel[(programs,)](
-            x, out, states, activated, hidden,
+            x, out, states, activated, inner, hidden,
             packed.w1, packed.b1, packed.w2, packed.b2, packed.w3, packed.b3, packed.leading,
             batch, len(packed), *pixel_strides(x), *pixel_strides(out),
             C=channels, P=padded_width(channels), HIDDEN=packed.hidden,
             N=padded_width(packed.hidden), K1=packed.w1.shape[1], K3=packed.w3.shape[1],
             H=height, W=width, IMAGES=tuning.images,
-            BLOCK_M=tuning.block_m, BLOCK_K1=tuning.block_k1, BLOCK_K3=tuning.block_k3,
+            BLOCK_M=tuning.block_m, BLOCK_N=tuning.block_n, BLOCK_K1=tuning.block_k1,
+            BLOCK_K3=tuning.block_k3,
             PRECISION=tuning.precision, UPCAST=interpreting() and weights == torch.bfloat16,
             num_warps=tuning.num_warps, num_stages=tuning.num_stages,
         )  # fmt: skip

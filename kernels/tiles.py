@@ -40,22 +40,22 @@ def of_image(table, image, ids):
 @triton.jit
 def convolve(
     acc, source, offset, row, col, valid, pixel_stride, channel_stride, weight,
-    C: tl.constexpr, N: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BLOCK_K: tl.constexpr,
-    SIGN: tl.constexpr, ELU_FIRST: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    C: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+    BLOCK_K: tl.constexpr, ELU_FIRST: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """acc [BLOCK_M, N] + the 3x3 convolution of C channels at the tile's pixels.
+    """acc [BLOCK_M, BLOCK_N] + the 3x3 convolution of C channels at the tile's pixels.
 
     offset, row, col, valid: [BLOCK_M], the pixels' offsets in `source`, positions, existence.
-    weight: [9 C padded, N], channels fastest within a tap. SIGN -1 mirrors the taps (transpose).
+    weight: the first of BLOCK_N columns of [9 C padded, N], channels fastest within a tap.
     """
-    n = tl.arange(0, N)
+    n = tl.arange(0, BLOCK_N)
     if C % BLOCK_K == 0:
         # A chunk of K lies within one tap: the mask is per pixel and rows of loads are contiguous.
         CHUNKS: tl.constexpr = C // BLOCK_K
         for chunk in range(0, 9 * CHUNKS):
             tap = chunk // CHUNKS
-            down = SIGN * (tap // 3 - 1)
-            right = SIGN * (tap % 3 - 1)
+            down = tap // 3 - 1
+            right = tap % 3 - 1
             channel = (chunk % CHUNKS) * BLOCK_K + tl.arange(0, BLOCK_K)
             inside = (
                 valid
@@ -78,8 +78,8 @@ def convolve(
         for start in range(0, 9 * C, BLOCK_K):
             k = start + tl.arange(0, BLOCK_K)
             tap = k // C
-            down = SIGN * (tap // 3 - 1)
-            right = SIGN * (tap % 3 - 1)
+            down = tap // 3 - 1
+            right = tap % 3 - 1
             channel = k % C
             below = row[:, None] + down[None, :]
             beside = col[:, None] + right[None, :]
@@ -98,36 +98,83 @@ def convolve(
 
 @triton.jit
 def hidden_pass(
-    source, image_stride, pixel_stride, channel_stride, hidden, w1, b1, w2, b2, count, first_row,
+    source, image_stride, pixel_stride, channel_stride, inner, hidden, w1, b1, w2, b2,
+    count, first_row,
     C: tl.constexpr, HIDDEN: tl.constexpr, N: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
-    IMAGES: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+    IMAGES: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K1: tl.constexpr, BLOCK_K2: tl.constexpr,
     ELU_FIRST: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """hidden <- elu(W2 elu(W1 * source + b1) + b2) for ROWS image rows from first_row on.
 
-    The 1x1 convolution needs no neighbours, so the first hidden layer never leaves registers.
-    hidden: [IMAGES, ROWS, W, HIDDEN] scratch in the weights' dtype.
+    inner, hidden: [IMAGES, ROWS, W, HIDDEN] scratch in the weights' dtype. With BLOCK_N = N the
+    first hidden layer stays in registers (the 1x1 convolution needs no neighbours) and `inner` is
+    not used; with less it goes through `inner`, which wide float32 stages need: a tile of all
+    their columns spills.
     """
-    n = tl.arange(0, N)
-    k = tl.arange(0, N)
-    for start in range(0, IMAGES * ROWS * W, BLOCK_M):
-        m = start + tl.arange(0, BLOCK_M)
-        image = m // (ROWS * W)
-        row = first_row + (m // W) % ROWS
-        col = m % W
-        valid = (image < count) & (row >= 0) & (row < H)
-        offset = image * image_stride + (row * W + col) * pixel_stride
-        acc = tl.zeros([BLOCK_M, N], dtype=tl.float32) + tl.load(b1 + n)[None, :]
-        acc = convolve(
-            acc, source, offset, row, col, valid, pixel_stride, channel_stride, w1,
-            C, N, H, W, BLOCK_K, 1, ELU_FIRST, PRECISION, UPCAST,
-        )  # fmt: skip
-        inner = tl.load(w2 + k[:, None] * N + n[None, :])
-        first = elu(acc).to(inner.dtype)
-        acc = tl.zeros([BLOCK_M, N], dtype=tl.float32) + tl.load(b2 + n)[None, :]
-        acc = multiply(first, inner, acc, PRECISION, UPCAST)
-        tl.store(
-            hidden + m[:, None] * HIDDEN + n[None, :],
-            elu(acc).to(hidden.dtype.element_ty),
-            mask=valid[:, None] & (n < HIDDEN)[None, :],
-        )
+    if BLOCK_N == N:
+        n = tl.arange(0, N)
+        k = tl.arange(0, N)
+        for start in range(0, IMAGES * ROWS * W, BLOCK_M):
+            m = start + tl.arange(0, BLOCK_M)
+            image = m // (ROWS * W)
+            row = first_row + (m // W) % ROWS
+            col = m % W
+            valid = (image < count) & (row >= 0) & (row < H)
+            offset = image * image_stride + (row * W + col) * pixel_stride
+            acc = tl.zeros([BLOCK_M, N], dtype=tl.float32) + tl.load(b1 + n)[None, :]
+            acc = convolve(
+                acc, source, offset, row, col, valid, pixel_stride, channel_stride, w1,
+                C, N, N, H, W, BLOCK_K1, ELU_FIRST, PRECISION, UPCAST,
+            )  # fmt: skip
+            mixing = tl.load(w2 + k[:, None] * N + n[None, :])
+            first = elu(acc).to(mixing.dtype)
+            acc = tl.zeros([BLOCK_M, N], dtype=tl.float32) + tl.load(b2 + n)[None, :]
+            acc = multiply(first, mixing, acc, PRECISION, UPCAST)
+            tl.store(
+                hidden + m[:, None] * HIDDEN + n[None, :],
+                elu(acc).to(hidden.dtype.element_ty),
+                mask=valid[:, None] & (n < HIDDEN)[None, :],
+            )
+    else:
+        CHUNKS: tl.constexpr = HIDDEN // BLOCK_N
+        TILES: tl.constexpr = (IMAGES * ROWS * W + BLOCK_M - 1) // BLOCK_M
+        for tile in range(0, TILES * CHUNKS):
+            m = (tile // CHUNKS) * BLOCK_M + tl.arange(0, BLOCK_M)
+            n = (tile % CHUNKS) * BLOCK_N + tl.arange(0, BLOCK_N)
+            image = m // (ROWS * W)
+            row = first_row + (m // W) % ROWS
+            col = m % W
+            valid = (image < count) & (row >= 0) & (row < H)
+            offset = image * image_stride + (row * W + col) * pixel_stride
+            acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32) + tl.load(b1 + n)[None, :]
+            acc = convolve(
+                acc, source, offset, row, col, valid, pixel_stride, channel_stride,
+                w1 + (tile % CHUNKS) * BLOCK_N,
+                C, N, BLOCK_N, H, W, BLOCK_K1, ELU_FIRST, PRECISION, UPCAST,
+            )  # fmt: skip
+            tl.store(
+                inner + m[:, None] * HIDDEN + n[None, :],
+                elu(acc).to(inner.dtype.element_ty),
+                mask=valid[:, None],
+            )
+        # The next loop reads whole rows, of which other threads have stored parts.
+        tl.debug_barrier()
+        for tile in range(0, TILES * CHUNKS):
+            m = (tile // CHUNKS) * BLOCK_M + tl.arange(0, BLOCK_M)
+            n = (tile % CHUNKS) * BLOCK_N + tl.arange(0, BLOCK_N)
+            row = first_row + (m // W) % ROWS
+            valid = (m // (ROWS * W) < count) & (row >= 0) & (row < H)
+            acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32) + tl.load(b2 + n)[None, :]
+            for begin in range(0, HIDDEN, BLOCK_K2):
+                k = begin + tl.arange(0, BLOCK_K2)
+                a = tl.load(
+                    inner + m[:, None] * HIDDEN + k[None, :], mask=valid[:, None], other=0.0
+                )
+                b = tl.load(w2 + k[:, None] * N + n[None, :])
+                acc = multiply(a, b, acc, PRECISION, UPCAST)
+            tl.store(
+                hidden + m[:, None] * HIDDEN + n[None, :],
+                elu(acc).to(hidden.dtype.element_ty),
+                mask=valid[:, None],
+            )

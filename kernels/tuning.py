@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from .packing import padded_width
+
 MEASURED = Path(__file__).with_name("measured.json")
 
 # float32 operands on tensor cores as three TF32 products (relative error about 1e-6), or as plain
@@ -66,12 +68,15 @@ class StageTuning:
     Attributes:
         images: whole images per program.
         block_m: pixels per tile. block_k1, block_k3: K chunk of the two 3x3 convolutions.
+        block_n: hidden channels per tile: all (padded), or a divisor of them, in which case the
+            first hidden layer goes through scratch.
         num_warps, num_stages: as in Triton.
         precision: of float32 products, "tf32x3", "ieee" or "tf32".
     """
 
     images: int
     block_m: int
+    block_n: int
     block_k1: int
     block_k3: int
     num_warps: int
@@ -92,14 +97,18 @@ def default_stage_tuning(stage: Stage, dtype: torch.dtype) -> StageTuning:
     block_m = 64
     images = max(1, block_m // pixels)
     block_k1 = next((k for k in (32, 16) if stage.channels % k == 0), 32)
+    block_n = padded_width(stage.hidden)
+    if stage.hidden > 64:
+        block_n = 32 if dtype == torch.float32 else 64 if stage.hidden % 64 == 0 else 32
     if stage.channels == 1:
         block_k1 = 16
     return StageTuning(
         images=images,
         block_m=block_m,
+        block_n=block_n,
         block_k1=block_k1,
         block_k3=32 if stage.hidden % 32 == 0 else 16,
-        num_warps=8 if stage.hidden > 64 and dtype == torch.float32 else 4,
+        num_warps=8 if stage.channels > 16 else 4,
         num_stages=2,
         precision=FLOAT32_PRECISION if dtype == torch.float32 else "ieee",
     )

@@ -1,0 +1,243 @@
+"""Compiles kernel variants for GPUs that are not here, and reports what they would use.
+
+    python -m codedinv.kernels.aot --arch 90 --dtype bfloat16 [--kernel inversion] [--json]
+
+Needs no GPU: Triton compiles for any target. Registers, spills and shared memory come from the
+assembled machine code (cuobjdump of Triton's own package), tensor-core use from the PTX.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from .packing import LARGEST_BLOCK_K, padded_width
+from .reference import ANDERSON_REGULARISATION
+from .tuning import DTYPES, STAGES, BlockTuning, Stage, StageTuning, bands_for, stage_tuning
+
+KERNELS = ("block", "band", "stage", "inversion", "anderson", "power")
+ARCHITECTURES = (80, 90, 100)
+
+# Shared memory one program may use, KiB (CUDA programming guide, compute capabilities).
+SHARED_LIMIT_KIB = {80: 163, 90: 227, 100: 227}
+
+# Multiprocessors for which the band variant is cut: an H200's, at batch 1.
+_MULTIPROCESSORS = 132
+
+_TENSOR_CORE = {
+    "wgmma": r"wgmma\.mma_async",
+    "tcgen05": r"tcgen05\.mma",
+    "mma": r"\bmma\.sync",
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compiled form of a kernel."""
+
+    kernel: str
+    stage: Stage
+    dtype: torch.dtype
+    tuning: StageTuning
+
+    def __str__(self) -> str:
+        return f"{self.kernel} {self.stage} {str(self.dtype).removeprefix('torch.')}"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a compiled variant uses.
+
+    Attributes:
+        variant, arch: which one, for which compute capability (90: sm_90).
+        registers: per thread. stack_bytes: per thread; spilled registers show here.
+        local_bytes: of local memory per thread. shared_bytes: per program.
+        tensor_core: counts of matrix instructions in the PTX by kind (wgmma, tcgen05, mma).
+    """
+
+    variant: str
+    arch: int
+    warps: int
+    registers: int
+    stack_bytes: int
+    local_bytes: int
+    shared_bytes: int
+    tensor_core: dict[str, int]
+
+    @property
+    def spills(self) -> bool:
+        return self.stack_bytes > 0 or self.local_bytes > 0
+
+
+def variants(
+    kernels: tuple[str, ...] = KERNELS,
+    stages: tuple[Stage, ...] = STAGES,
+    dtypes: tuple[torch.dtype, ...] = DTYPES,
+) -> Iterator[Variant]:
+    """Every variant that tuning.py would run, without a measured card."""
+    for kernel in kernels:
+        for stage in stages:
+            for dtype in dtypes:
+                if kernel == "power" and dtype != torch.float32:
+                    continue
+                tuning = stage_tuning(kernel, stage, dtype)
+                if kernel in ("block", "band"):
+                    bands = bands_for(stage, 1, _MULTIPROCESSORS) if kernel == "band" else 1
+                    values = {**vars(tuning), "bands": bands}
+                    if bands > 1:
+                        values["images"] = 1
+                    tuning = BlockTuning(**values)
+                yield Variant(kernel, stage, dtype, tuning)
+
+
+def compile_variant(variant: Variant, arch: int) -> Resources:
+    """Compiles one variant for compute capability `arch` (80, 90, 100) and reports its use."""
+    function, constants, pointers = _plan(variant)
+    names = list(function.arg_names)
+    signature = {name: _type_of(name, pointers, constants) for name in names}
+    # As the launcher would find: whole-tensor pointers are 16-byte aligned.
+    attributes = {
+        (index,): [["tt.divisibility", 16]]
+        for index, name in enumerate(names)
+        if name in pointers
+    }
+    source = ASTSource(function, signature, constants, attributes)
+    options = {
+        "num_warps": variant.tuning.num_warps,
+        "num_stages": variant.tuning.num_stages,
+    }
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    registers, stack, local = _resource_usage(compiled.asm["cubin"])
+    ptx = compiled.asm["ptx"]
+    counts = {kind: len(re.findall(pattern, ptx)) for kind, pattern in _TENSOR_CORE.items()}
+    return Resources(
+        variant=str(variant),
+        arch=arch,
+        warps=variant.tuning.num_warps,
+        registers=registers,
+        stack_bytes=stack,
+        local_bytes=local,
+        shared_bytes=compiled.metadata.shared,
+        tensor_core={kind: count for kind, count in counts.items() if count},
+    )
+
+
+def _plan(variant: Variant) -> tuple[triton.JITFunction, dict[str, object], dict[str, str]]:
+    """(kernel, its constexprs, its pointers' element types) for a variant."""
+    from . import inversion, residual, spectral_norm
+
+    stage, tuning = variant.stage, variant.tuning
+    element = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[variant.dtype]
+    if variant.kernel == "power":
+        return spectral_norm.power_kernel, *spectral_norm.aot_arguments(stage, tuning)
+    narrow = ("x", "y", "out", "activated", "inner", "hidden", "w1", "w2", "w3")
+    pointers = {name: f"*{element}" for name in narrow}
+    pointers |= {name: "*fp32" for name in ("b1", "b2", "b3", "states", "buffers", "residual")}
+    pointers |= {"leading": "*i32", "iterations": "*i32"}
+    constants: dict[str, object] = {
+        "C": stage.channels, "P": padded_width(stage.channels),
+        "HIDDEN": stage.hidden, "N": padded_width(stage.hidden),
+        "H": stage.height, "W": stage.width, "IMAGES": tuning.images,
+        "BLOCK_M": tuning.block_m, "BLOCK_N": tuning.block_n, "BLOCK_K1": tuning.block_k1, "BLOCK_K3": tuning.block_k3,
+        "PRECISION": tuning.precision, "UPCAST": False,
+        # Strides that the launcher would specialise for a channels-last input.
+        "x_channel": 1, "y_channel": 1, "out_channel": 1,
+    }  # fmt: skip
+    if isinstance(tuning, BlockTuning):
+        function = residual.block_kernel
+        constants |= {"BANDS": tuning.bands, "LEADING": True}
+    else:
+        constants |= {
+            "K1": _padded_k(stage.channels), "K3": _padded_k(stage.hidden),
+        }  # fmt: skip
+        function = residual.stage_kernel
+        if variant.kernel in ("inversion", "anderson"):
+            function = inversion.invert_kernel
+            anderson = variant.kernel == "anderson"
+            constants |= {
+                "IDS": triton.next_power_of_2(tuning.images), "ANDERSON": anderson,
+                "BUFFERS": inversion.ANDERSON_BUFFERS if anderson else inversion.PLAIN_BUFFERS,
+                "REGULARISATION": ANDERSON_REGULARISATION,
+            }  # fmt: skip
+    names = set(function.arg_names)
+    return (
+        function,
+        {name: value for name, value in constants.items() if name in names},
+        {name: kind for name, kind in pointers.items() if name in names},
+    )
+
+
+def _padded_k(channels: int) -> int:
+    return -(-9 * channels // LARGEST_BLOCK_K) * LARGEST_BLOCK_K
+
+
+def _type_of(name: str, pointers: dict[str, str], constants: dict[str, object]) -> str:
+    if name in constants:
+        return "constexpr"
+    if name in pointers:
+        return pointers[name]
+    return "fp32" if name == "tolerance" else "i32"
+
+
+def _resource_usage(cubin: bytes) -> tuple[int, int, int]:
+    """(registers, stack bytes, local bytes) of the one kernel in a cubin."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
+        ).stdout
+    match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    if match is None:
+        raise RuntimeError(f"cuobjdump gave no resource usage: {text!r}")
+    registers, stack, local = (int(group) for group in match.groups())
+    return registers, stack, local
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints a table (or JSON) of the resources of the chosen variants."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m codedinv.kernels.aot")
+    parser.add_argument("--arch", type=int, nargs="+", choices=ARCHITECTURES, default=[90])
+    parser.add_argument("--kernel", nargs="+", choices=KERNELS, default=list(KERNELS))
+    parser.add_argument("--stage", nargs="+", metavar="C@HxW/M", help="default: every recipe's")
+    parser.add_argument(
+        "--dtype", nargs="+", choices=["float32", "bfloat16", "float16"],
+        default=["float32", "bfloat16"],
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    stages = STAGES
+    if options.stage:
+        stages = tuple(stage for stage in STAGES if str(stage) in options.stage)
+    dtypes = tuple(getattr(torch, name) for name in options.dtype)
+    for variant in variants(tuple(options.kernel), stages, dtypes):
+        for arch in options.arch:
+            resources = compile_variant(variant, arch)
+            if options.json:
+                print(json.dumps({**asdict(resources), "spills": resources.spills}), flush=True)
+                continue
+            matrix = " ".join(f"{kind} {count}" for kind, count in resources.tensor_core.items())
+            print(
+                f"{resources.variant:36s} sm_{arch:<4d} {resources.warps} warps "
+                f"{resources.registers:4d} registers {resources.stack_bytes:5d} stack "
+                f"{resources.shared_bytes / 1024:6.1f} KiB shared  {matrix or '-'}",
+                flush=True,
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
