@@ -92,7 +92,8 @@ const Kernels& kernels_named(const std::string& name) {
   for (const Kernels* kernels : compiled_kernels()) {
     if (name == kernels->name) {
       if (kernels->supported()) return *kernels;
-      throw std::invalid_argument("instruction set '" + name + "' is not supported by this machine");
+      throw std::invalid_argument("instruction set '" + name +
+                                  "' is not supported by this machine");
     }
     known += (known.empty() ? "'" : ", '") + std::string(kernels->name) + "'";
   }

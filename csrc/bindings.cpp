@@ -203,8 +203,9 @@ PYBIND11_MODULE(_decoder, module) {
       .def("reset", &PyDecoder::reset)
       .def_property_readonly("shape", &PyDecoder::shape)
       .def_property_readonly("dtype", &PyDecoder::dtype);
-  module.def("instruction_set", [] { return std::string(active_kernels().name); },
-             "Name of the variant of the inner loops in use.");
+  module.def(
+      "instruction_set", [] { return std::string(active_kernels().name); },
+      "Name of the variant of the inner loops in use.");
   module.def("instruction_sets", &instruction_sets,
              "Names of the variants that this build has and this machine supports, best first.");
 }

@@ -19,9 +19,9 @@ constexpr std::size_t kBlock = 4096;
 std::vector<double> checked(std::vector<double> coefficients, std::size_t k, std::size_t r,
                             std::size_t length) {
   if (k == 0 || r == 0 || length == 0) {
-    throw std::invalid_argument("k, r and length: expected 1 or more, got k = " +
-                                std::to_string(k) + ", r = " + std::to_string(r) +
-                                ", length = " + std::to_string(length));
+    throw std::invalid_argument(
+        "k, r and length: expected 1 or more, got k = " + std::to_string(k) +
+        ", r = " + std::to_string(r) + ", length = " + std::to_string(length));
   }
   if (coefficients.size() != k * r) {
     throw std::invalid_argument("coefficients: expected " + std::to_string(k * r) + ", got " +
@@ -46,8 +46,8 @@ double finite_norm(const Kernels& kernels, DType dtype, const void* row, std::si
 
 }  // namespace
 
-Decoder::Decoder(std::vector<double> coefficients, std::size_t k, std::size_t r,
-                 std::size_t length, DType dtype, const Kernels& kernels)
+Decoder::Decoder(std::vector<double> coefficients, std::size_t k, std::size_t r, std::size_t length,
+                 DType dtype, const Kernels& kernels)
     : coefficients_(checked(std::move(coefficients), k, r, length)),
       k_(k),
       r_(r),

@@ -36,9 +36,9 @@ class Decoder {
   // is not below n, has a result already, or the row holds a NaN or an infinity.
   void push(std::size_t slot, const void* row);
 
-  bool ready() const;                         // have any k results arrived?
-  std::vector<std::size_t> missing() const;   // data slots without a result, ascending
-  bool arrived(std::size_t slot) const;       // slot < n
+  bool ready() const;                        // have any k results arrived?
+  std::vector<std::size_t> missing() const;  // data slots without a result, ascending
+  bool arrived(std::size_t slot) const;      // slot < n
 
   // All missing data slots, as the least-squares solution over the arrived parities of
   // C[arrived, missing] z = a. With as many parities as missing slots this is the exact solution;
@@ -48,8 +48,8 @@ class Decoder {
 
   // Best-effort estimate of a data slot without a result: the row of `recover` once `ready`, before
   // that paper eq. (6): the least-squares solution for `slot` alone, with the other missing slots
-  // taken as zero. Uses the parities that arrived; before the first, all of them, taken as zero too.
-  // Throws std::invalid_argument if `slot` is not below k or has a result.
+  // taken as zero. Uses the parities that arrived; before the first, all of them, taken as zero
+  // too. Throws std::invalid_argument if `slot` is not below k or has a result.
   Row estimate(std::size_t slot) const;
 
   // |a_i| / (|parity_i| + sum_j |c_ij| |data_j|) for each parity: rounding noise for consistent

@@ -8,7 +8,7 @@ namespace codedinv::dlpack {
 namespace {
 
 constexpr std::int32_t kCpu = 1, kCuda = 2, kCudaHost = 3;  // device types
-constexpr std::uint8_t kFloat = 2, kBfloat = 4;  // data type codes
+constexpr std::uint8_t kFloat = 2, kBfloat = 4;             // data type codes
 
 const Tensor* tensor_of(const py::object& capsule) {
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor")) {
@@ -98,10 +98,11 @@ std::optional<DType> Borrowed::dtype() const {
 }
 
 std::string Borrowed::dtype_text() const {
-  static const char* const names[] = {"int", "uint", "float", "handle", "bfloat", "complex", "bool"};
+  static const char* const names[] = {"int",    "uint",    "float", "handle",
+                                      "bfloat", "complex", "bool"};
   const DataType type = tensor_->dtype;
-  const std::string name = type.code < 7 ? names[type.code] : "DLPack type " +
-                                                                  std::to_string(type.code) + " x ";
+  const std::string name =
+      type.code < 7 ? names[type.code] : "DLPack type " + std::to_string(type.code) + " x ";
   return type.code == 6 ? name : name + std::to_string(type.bits);
 }
 

@@ -62,8 +62,8 @@ struct ExchangeApi {
 };
 
 // A view of `object`'s memory, valid while both `object` and this live. The capsule keeps its name,
-// so it stays the producer's to free. Throws TypeError if `object` does not speak DLPack, ValueError if its
-// memory is not the CPU's or it refuses to export.
+// so it stays the producer's to free. Throws TypeError if `object` does not speak DLPack,
+// ValueError if its memory is not the CPU's or it refuses to export.
 class Borrowed {
  public:
   explicit Borrowed(pybind11::handle object);

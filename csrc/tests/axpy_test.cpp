@@ -10,7 +10,8 @@ using namespace codedinv;
 
 namespace {
 
-constexpr std::size_t kLengths[] = {1, 2, 3, 7, 8, 15, 16, 17, 63, 64, 65, 127, 128, 129, 1000, 9000};
+constexpr std::size_t kLengths[] = {1,  2,  3,  7,   8,   15,  16,   17,
+                                    63, 64, 65, 127, 128, 129, 1000, 9000};
 
 DType accumulator_of(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
 

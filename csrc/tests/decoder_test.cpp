@@ -84,8 +84,7 @@ void any_k_results_give_the_rest(const Kernels& kernels, std::mt19937& rng) {
         CHECK_NEAR(distance(group, recovered[m].second.get(), missing[m]), 0.0,
                    64 * rows::epsilon(dtype) * amplification);
         const auto estimate = decoder.estimate(missing[m]);
-        CHECK(std::memcmp(estimate.get(), recovered[m].second.get(),
-                          length * size_of(dtype)) == 0);
+        CHECK(std::memcmp(estimate.get(), recovered[m].second.get(), length * size_of(dtype)) == 0);
       }
     }
   }

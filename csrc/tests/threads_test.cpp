@@ -74,7 +74,8 @@ void decoders_of_their_own_share_nothing(const Results& made) {
           if (slot != lost) decoder.push(slot, made.rows[slot].data());
         }
         const auto recovered = decoder.recover();
-        const float got = static_cast<float>(rows::get(DType::f32, recovered.at(0).second.get(), 7));
+        const float got =
+            static_cast<float>(rows::get(DType::f32, recovered.at(0).second.get(), 7));
         wrong += !(std::abs(got - made.rows[lost][7]) < 1e-3f);
         decoder.reset();
       }

@@ -1,0 +1,76 @@
+# Everything a newcomer types. `make help` lists it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := $(wildcard csrc/*.cpp csrc/*.hpp)
+SANITIZED := build/asan build/tsan
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all test-servers test-cpp bench lint format clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
+	  awk -F'|' '{ printf "  make %-14s %s\n", $$1, $$2 }'
+
+setup: $(STAMP) ## create .venv and install the package into it
+
+$(STAMP): pyproject.toml constraints.txt setup.py CMakeLists.txt $(SOURCES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or later is needed, $(PYTHON) is older: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot create virtual environments: apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || \
+	  { echo "$(PYTHON) has no headers to compile against: apt-get install python3-dev"; exit 1; }
+	@command -v "$${CXX:-c++}" >/dev/null || { echo "No C++ compiler found: apt-get install g++"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[onnx,dev]'
+	@touch $@
+
+demo: $(STAMP) ## serve 2,000 images through a killed and a slow worker; figures in demo/
+	$(BIN)/codedinv demo
+
+test: test-cpp ## the everyday tests: C++ under sanitizers, then Python
+	$(BIN)/python -m pytest -m "not slow and not servers and not gpu"
+
+test-all: test-cpp ## all tests that need no GPU and no other server
+	$(BIN)/python -m pytest -m "not servers and not gpu"
+
+test-servers: $(STAMP) ## tests against other servers
+	$(BIN)/python -m pytest -m servers
+
+# AddressSanitizer with UndefinedBehaviorSanitizer, and ThreadSanitizer, each in a build of its own.
+build/asan/CMakeCache.txt: SANITIZE := address,undefined
+build/tsan/CMakeCache.txt: SANITIZE := thread
+build/%/CMakeCache.txt: CMakeLists.txt csrc/tests/CMakeLists.txt | $(STAMP)
+	@rm -f $@
+	$(BIN)/cmake -S . -B build/$* -DCODEDINV_SANITIZE=$(SANITIZE) --log-level=WARNING
+
+test-cpp: $(STAMP) $(SANITIZED:%=%/CMakeCache.txt) ## the C++ tests alone
+	@for build in $(SANITIZED); do \
+	  $(BIN)/cmake --build $$build --parallel && \
+	  $(BIN)/ctest --test-dir $$build --output-on-failure || exit 1; \
+	done
+
+bench: $(STAMP) ## CPU benchmarks; receipts in benchmarks/receipts/
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,ops
+	$(BIN)/python benchmarks/test_decoder.py
+
+lint: $(STAMP) ## ruff, mypy, and clang-format where installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@if command -v clang-format >/dev/null; then \
+	  clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.hpp'); \
+	else echo "clang-format is not installed; csrc/ not checked"; fi
+
+format: $(STAMP) ## rewrite the sources as `make lint` wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	@if command -v clang-format >/dev/null; then \
+	  clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.hpp'); fi
+
+clean: ## remove .venv and everything built
+	rm -rf $(VENV) build dist *.egg-info codedinv/coding/_decoder*.so
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
