@@ -20,7 +20,7 @@ _HEADS: dict[str, Callable[..., nn.Module]] = {
 
 def build_backbone(config: dict[str, Any], bounded: bool = False) -> IResNet:
     """Builds a backbone; `bounded` registers the spectral-norm parametrization for training."""
-    kind, rest = _split(config, "backbone", ("iresnet",))
+    _, rest = _split(config, "backbone", ("iresnet",))
     return IResNet(IResNetConfig.from_dict(rest), bounded=bounded)
 
 
@@ -35,7 +35,7 @@ def build_head(config: dict[str, Any]) -> nn.Module:
 
 def build_encoder(config: dict[str, Any]) -> Encoder:
     """Builds an encoder from {"kind": "sum", "input_shape", "coefficients", ...}."""
-    kind, rest = _split(config, "encoder", ("sum",))
+    _, rest = _split(config, "encoder", ("sum",))
     return Encoder(EncoderConfig.from_dict(rest))
 
 

@@ -67,7 +67,12 @@ class Encoder(nn.Module):
         self.per_query = nn.Conv2d(pixels, config.input_channels, 3, padding=1)
         self.project = nn.Conv2d(config.input_channels, config.width, 1)
         self.trunk = nn.ModuleList(
-            nn.ModuleList(nn.Conv2d(config.width, config.width, 3, padding=1) for _ in range(2))
+            nn.Sequential(
+                nn.ELU(),
+                nn.Conv2d(config.width, config.width, 3, padding=1),
+                nn.ELU(),
+                nn.Conv2d(config.width, config.width, 3, padding=1),
+            )
             for _ in range(config.blocks)
         )
         self.out = nn.Conv2d(config.width, pixels, 1)
@@ -85,8 +90,8 @@ class Encoder(nn.Module):
         patches = F.pixel_unshuffle(queries.flatten(0, 1), self.config.patch)
         features = F.elu(self.per_query(patches))
         h = self.project(self._combine(features, batch, k))
-        for first, second in self.trunk:  # type: ignore[misc]
-            h = h + second(F.elu(first(F.elu(h))))
+        for block in self.trunk:
+            h = h + block(h)
         correction = F.pixel_shuffle(self.out(F.elu(h)), self.config.patch)
         parity = self._combine(queries.flatten(0, 1), batch, k) + correction
         return parity.reshape(batch, r, *queries.shape[2:])

@@ -71,7 +71,7 @@ class DenseHead(nn.Module):
 
 
 class ConvHead(nn.Module):
-    """Batch norm, ELU, a few 3x3 convolutions (each after the first halving the image), pool, linear.
+    """Batch norm, a few 3x3 convolutions with ELU (the later ones of stride 2), pool, linear.
 
     Args:
         embedding_shape: (C, H, W).

@@ -303,7 +303,7 @@ class IResNet(nn.Module):
                 iterations += steps
                 residual = torch.maximum(residual, step.to(residual.dtype))
                 converged &= done
-            else:
+            elif isinstance(layer, (Squeeze, Normalise)):
                 z = layer.inverse(z)
         if not bool(converged.all()):
             raise NotConverged(

@@ -1,0 +1,167 @@
+"""fit_classifier: backbone f and head g, with Manifold Mixup."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from codedinv.data import load_image_set, to_queries
+from codedinv.nn import IResNet, build_backbone, build_head
+from codedinv.training.loop import Run, autocast, run_to
+from codedinv.training.recipe import Recipe
+
+
+def build_classifier(recipe: Recipe, outputs: int = 10) -> tuple[IResNet, nn.Module]:
+    """Makes the recipe's untrained backbone (with norm bounds) and head."""
+    torch.manual_seed(recipe.seed)
+    backbone = build_backbone({"kind": "iresnet", **recipe.backbone}, bounded=True)
+    head = build_head(
+        {**recipe.head, "embedding_shape": list(backbone.embedding_shape), "outputs": outputs}
+    )
+    return backbone, head
+
+
+def fit_classifier(
+    recipe: Recipe,
+    out: Path,
+    data: Path | None = None,
+    device: str = "cpu",
+    resume: bool = True,
+) -> tuple[IResNet, nn.Module]:
+    """Trains backbone and head, and leaves `classifier.pt`, the history and its plot in `out`.
+
+    Args:
+        recipe: see Recipe.
+        out: folder for results and checkpoints; a killed run resumes from it.
+        data: folder of the data set (None: where the system keeps it).
+        device: "cpu" or "cuda".
+        resume: False starts afresh.
+
+    Returns:
+        (backbone with norm bounds, head), eval mode.
+
+    Source: paper section 4.1 (Manifold Mixup at a random layer, Beta(1, 1) coefficient).
+    """
+    settings = recipe.classifier
+    target = torch.device(device)
+    images, labels = (torch.tensor(a) for a in load_image_set(recipe.data, "train", data))
+    images, labels = images.to(target), labels.to(target)
+    test = load_image_set(recipe.data, "test", data)
+    backbone, head = build_classifier(recipe)
+    backbone.to(target, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    head.to(target)
+    parameters = [*backbone.parameters(), *head.parameters()]
+    steps_per_epoch = len(images) // settings.batch_size
+    steps = settings.epochs * steps_per_epoch
+    optimizer = torch.optim.AdamW(
+        parameters,
+        lr=settings.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.learning_rate, steps, pct_start=0.2, div_factor=10, final_div_factor=100
+    )
+    run = Run({"backbone": backbone, "head": head}, [optimizer], [schedule])
+    beta = torch.distributions.Beta(settings.mixup_alpha, settings.mixup_alpha)
+
+    def step(number: int) -> Mapping[str, Tensor]:
+        backbone.train()
+        head.train()
+        picked = _epoch_batch(len(images), settings.batch_size, number, recipe.seed).to(target)
+        x = images[picked].unsqueeze(1).float() / 255
+        y = labels[picked]
+        if settings.flip:
+            x = random_flip(x)
+        mixed = bool(torch.rand(()) < settings.mixup_share)
+        partner = torch.randperm(len(x), device=target)
+        share = float(beta.sample()) if mixed else 1.0
+        at = int(torch.randint(len(backbone.layers) + 1, ())) if mixed else None
+        with autocast(target, settings.autocast):
+            logits = head(_mixed_forward(backbone, x, partner, share, at)).float()
+        loss = F.cross_entropy(logits, y)
+        if mixed:
+            loss = share * loss + (1 - share) * F.cross_entropy(logits, y[partner])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(parameters, 5.0)
+        optimizer.step()
+        schedule.step()
+        return {"loss": loss}
+
+    def evaluate() -> Mapping[str, float]:
+        return {"normal_accuracy": accuracy(backbone, head, *test)}
+
+    run_to(run, steps, step, evaluate, steps_per_epoch, out, "classifier", resume)
+    backbone.eval()
+    head.eval()
+    torch.save(
+        {
+            "recipe": recipe.model_dump_json(),
+            "backbone": backbone.state_dict(),
+            "head": head.state_dict(),
+            "normal_accuracy": run.history[-1]["normal_accuracy"],
+            "seconds": run.seconds,
+        },
+        out / "classifier.pt",
+    )
+    return backbone, head
+
+
+def load_classifier(recipe: Recipe, path: Path) -> tuple[IResNet, nn.Module]:
+    """Reads what fit_classifier left; the recipe's backbone and head must be the same."""
+    backbone, head = build_classifier(recipe)
+    saved = torch.load(path, weights_only=True, map_location="cpu")
+    backbone.load_state_dict(saved["backbone"])
+    head.load_state_dict(saved["head"])
+    return backbone, head
+
+
+@torch.no_grad()
+def accuracy(
+    backbone: nn.Module, head: nn.Module, images: NDArray[np.uint8], labels: NDArray[np.int64]
+) -> float:
+    """Share of right answers (in percent) on uint8 images [N, H, W] with labels [N]."""
+    backbone.eval()
+    head.eval()
+    device = next(backbone.parameters()).device
+    right = 0
+    for start in range(0, len(images), 1000):
+        x = torch.from_numpy(to_queries(images[start : start + 1000])).to(device)
+        y = torch.from_numpy(labels[start : start + 1000]).to(device)
+        right += int((head(backbone(x)).argmax(1) == y).sum())
+    return 100.0 * right / len(images)
+
+
+def random_flip(x: Tensor) -> Tensor:
+    """Mirrors each image of [B, C, H, W] left-right with probability 1/2."""
+    mirrored = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
+    return torch.where(mirrored, x.flip(3), x)
+
+
+def _epoch_batch(size: int, batch: int, step: int, seed: int) -> Tensor:
+    """Indices of a step's batch: every epoch is its own permutation, so a resume continues it."""
+    per_epoch = size // batch
+    epoch, position = divmod(step, per_epoch)
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
+    return order[position * batch : (position + 1) * batch]
+
+
+def _mixed_forward(
+    backbone: IResNet, x: Tensor, partner: Tensor, share: float, at: int | None
+) -> Tensor:
+    """Forward pass that replaces h by share h + (1 - share) h[partner] before layer `at`."""
+    for index, layer in enumerate(backbone.layers):
+        if index == at:
+            x = share * x + (1 - share) * x[partner]
+        x = layer(x)
+    if at == len(backbone.layers):
+        x = share * x + (1 - share) * x[partner]
+    return x

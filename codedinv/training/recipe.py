@@ -1,0 +1,119 @@
+"""A recipe: everything that decides a training run, read from one TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClassifierRecipe(_Section):
+    """Training of backbone and head.
+
+    Attributes:
+        epochs, batch_size, learning_rate, weight_decay: AdamW with a one-cycle schedule.
+        mixup_share: share of steps that use Manifold Mixup (the paper: 1).
+        mixup_alpha: parameter of its Beta distribution (the paper: 1).
+        flip: random horizontal flips.
+        autocast: bfloat16 autocast.
+    """
+
+    epochs: int = Field(20, gt=0)
+    batch_size: int = Field(128, gt=1)
+    learning_rate: float = Field(3e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    mixup_share: float = Field(1.0, ge=0, le=1)
+    mixup_alpha: float = Field(1.0, gt=0)
+    flip: bool = True
+    autocast: bool = True
+
+
+class EncoderRecipe(_Section):
+    """Architecture and training of the encoder for one code.
+
+    Attributes:
+        k, r: the code; r = 1 is Code.uniform(k), r > 1 Code.mds(k, r).
+        patch, input_channels, width, blocks: see nn.encoder.EncoderConfig.
+        steps, groups_per_step: each step draws this many fresh groups of k training queries.
+        learning_rate: Adam with a one-cycle schedule.
+        latent, distillation, label, l1, gan: weights of the losses (see training.encoder).
+        cotrain: which other parts learn with the encoder (paper, section 3.2, "co-train").
+        cotrain_learning_rate: theirs.
+        autocast: bfloat16 autocast.
+    """
+
+    k: int = Field(4, gt=0)
+    r: int = Field(1, gt=0)
+    patch: int = Field(4, gt=0)
+    input_channels: int = Field(8, gt=0)
+    width: int = Field(32, gt=0)
+    blocks: int = Field(2, ge=0)
+    steps: int = Field(4000, gt=0)
+    groups_per_step: int = Field(64, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
+    latent: float = Field(1.0, ge=0)
+    distillation: float = Field(1.0, ge=0)
+    label: float = Field(0.0, ge=0)
+    l1: float = Field(0.0, ge=0)
+    gan: float = Field(0.0, ge=0)
+    cotrain: tuple[Literal["backbone", "head"], ...] = ()
+    cotrain_learning_rate: float = Field(1e-3, gt=0)
+    cotrain_weight_decay: float = Field(1e-4, ge=0)
+    flip: bool = True
+    autocast: bool = True
+
+
+class Recipe(_Section):
+    """One model: data, backbone, head, how each is trained.
+
+    Attributes:
+        name: name of the bundle.
+        data: "fashion-mnist" or "mnist" (the layouts of `codedinv.data`).
+        seed: of everything random.
+        backbone: arguments of nn.IResNetConfig.
+        head: arguments of nn.build_head without the shapes.
+        classifier, encoder: see their classes.
+        anchors: number of stored queries that may fill the free slots of a partial group.
+    """
+
+    name: str
+    data: Literal["fashion-mnist", "mnist"] = "fashion-mnist"
+    seed: int = 0
+    backbone: dict[str, Any]
+    head: dict[str, Any]
+    classifier: ClassifierRecipe
+    encoder: EncoderRecipe
+    anchors: int = Field(16, gt=0)
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Reads a bundled recipe by name, or any recipe by the path of its TOML file.
+
+    Raises:
+        ValueError: no such recipe, broken TOML, or a field that is unknown or out of range.
+    """
+    path = Path(name_or_path)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise ValueError(f"recipe: no file {path}")
+        text = path.read_text()
+    else:
+        folder = resources.files("codedinv.training") / "recipes"
+        names = sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".toml"))
+        if str(name_or_path) not in names:
+            raise ValueError(
+                f"recipe: expected one of {', '.join(names)} or the path of a .toml file, "
+                f"got {str(name_or_path)!r}"
+            )
+        text = (folder / f"{name_or_path}.toml").read_text()
+    try:
+        return Recipe.model_validate(tomllib.loads(text))
+    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        raise ValueError(f"recipe {name_or_path}: {error}") from error

@@ -1,0 +1,200 @@
+"""Both trainings, end to end on a few hundred real images and a very small network."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from codedinv.bundle import CodedModel
+from codedinv.data import load_test_images, to_queries
+from codedinv.training import (
+    Recipe,
+    fit_classifier,
+    fit_encoder,
+    load_classifier,
+    load_recipe,
+    recipe_code,
+)
+
+TINY = """
+name = "tiny"
+seed = 3
+[backbone]
+input_shape = [1, 28, 28]
+mean = [0.286]
+std = [0.353]
+stages = [{ blocks = 1, hidden = 8, squeeze = 4 }]
+[head]
+kind = "dense"
+hidden = 32
+[classifier]
+epochs = 6
+batch_size = 50
+mixup_share = 0.5
+autocast = false
+[encoder]
+k = 3
+input_channels = 4
+width = 8
+blocks = 1
+steps = 40
+groups_per_step = 8
+autocast = false
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled images as a data set of 800 training and 200 test images in IDX files."""
+    folder = tmp_path_factory.mktemp("idx")
+    images, labels = load_test_images()
+    order = np.random.default_rng(0).permutation(len(images))
+    for prefix, part in (("train", order[:800]), ("t10k", order[800:])):
+        _write_idx(folder / f"{prefix}-images-idx3-ubyte", images[part])
+        _write_idx(folder / f"{prefix}-labels-idx1-ubyte", labels[part].astype(np.uint8))
+    return folder
+
+
+def _write_idx(path: Path, array: np.ndarray) -> None:
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, dtype=">i4").tobytes()
+    path.write_bytes(header + array.tobytes())
+
+
+def _recipe(folder: Path, *changes: tuple[str, str]) -> Recipe:
+    text = TINY
+    for old, new in changes:
+        if old not in text:
+            raise ValueError(f"no {old!r} in the recipe")
+        text = text.replace(old, new)
+    path = folder / "tiny.toml"
+    path.write_text(text)
+    return load_recipe(path)
+
+
+@pytest.fixture(scope="module")
+def classifier(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("classifier")
+    fit_classifier(_recipe(out), out, data)
+    return out / "classifier.pt"
+
+
+def test_a_classifier_learns_and_leaves_its_curves(classifier: Path) -> None:
+    saved = torch.load(classifier, weights_only=True)
+    assert saved["normal_accuracy"] > 50, "six passes over 800 images should beat chance fivefold"
+    assert (classifier.parent / "classifier.curves.png").stat().st_size > 1000
+
+
+def test_an_encoder_brings_degraded_accuracy_above_the_plain_mean(
+    classifier: Path, data: Path, tmp_path: Path
+) -> None:
+    recipe = _recipe(tmp_path, ("steps = 40", "steps = 150"))
+    backbone, head = load_classifier(recipe, classifier)
+    fit_encoder(recipe, backbone, head, tmp_path, data)
+    history = torch.load(tmp_path / "encoder.pt", weights_only=True)["metrics"]
+    assert history["degraded_accuracy"] > history["normal_accuracy"] - 8
+    assert history["latent"] < 0.05
+
+
+def test_a_frozen_backbone_and_head_stay_as_they_are(
+    classifier: Path, data: Path, tmp_path: Path
+) -> None:
+    recipe = _recipe(tmp_path)
+    backbone, head = load_classifier(recipe, classifier)
+    before = [p.detach().clone() for p in (*backbone.parameters(), *head.parameters())]
+    statistics = head.norm.running_mean.clone()
+    fit_encoder(recipe, backbone, head, tmp_path, data)
+    after = [*backbone.parameters(), *head.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert torch.equal(statistics, head.norm.running_mean)
+
+
+def test_co_training_moves_backbone_and_head_and_keeps_the_norm_bound(
+    classifier: Path, data: Path, tmp_path: Path
+) -> None:
+    recipe = _recipe(
+        tmp_path,
+        ("groups_per_step = 8", 'groups_per_step = 8\ncotrain = ["backbone", "head"]\nlabel = 1.0'),
+    )
+    backbone, head = load_classifier(recipe, classifier)
+    before = backbone.blocks[0].conv1.weight.detach().clone()
+    fit_encoder(recipe, backbone, head, tmp_path, data)
+    assert not torch.equal(before, backbone.blocks[0].conv1.weight)
+    _, certificates = backbone.bake()
+    assert all(proof.sigma <= 0.9 for block in certificates for proof in block.values())
+
+
+def test_the_papers_adversarial_loss_on_inverted_targets_trains(
+    classifier: Path, data: Path, tmp_path: Path
+) -> None:
+    recipe = _recipe(tmp_path, ("steps = 40", "steps = 8\nl1 = 100.0\ngan = 1.0\nlatent = 0.0"))
+    backbone, head = load_classifier(recipe, classifier)
+    fit_encoder(recipe, backbone, head, tmp_path, data)
+    metrics = torch.load(tmp_path / "encoder.pt", weights_only=True)["metrics"]
+    assert np.isfinite([metrics["l1"], metrics["gan"]]).all()
+
+
+def test_an_encoder_for_two_parities_becomes_a_bundle(
+    classifier: Path, data: Path, tmp_path: Path
+) -> None:
+    recipe = _recipe(tmp_path, ("k = 3", "k = 3\nr = 2"))
+    backbone, head = load_classifier(recipe, classifier)
+    encoder = fit_encoder(recipe, backbone, head, tmp_path, data)
+    queries = to_queries(load_test_images()[0][:12])
+    model = CodedModel.from_modules(
+        name=recipe.name,
+        code=recipe_code(recipe),
+        backbone=backbone,
+        heads={"label": head},
+        encoder=encoder,
+        anchors_queries=queries[:4],
+    )
+    groups = queries.reshape(4, 3, 1, 28, 28)
+    assert model.encode(groups).shape == (4, 2, 1, 28, 28)
+
+
+def test_a_killed_run_resumes_and_ends_as_an_unbroken_one(data: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
+        "import codedinv.training.loop as loop; loop.CHECKPOINT_EVERY_S = 0.2\n"
+        "from codedinv.training import fit_classifier, load_recipe\n"
+        "fit_classifier(load_recipe(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))\n"
+    )
+    _recipe(tmp_path, ("epochs = 6", "epochs = 10"))
+    killed, unbroken = tmp_path / "killed", tmp_path / "unbroken"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        arguments = [sys.executable, "-c", program, str(tmp_path / "tiny.toml"), out, data]
+        return subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL)
+
+    first = start(killed)
+    limit = time.monotonic() + 60
+    while not (killed / "classifier.checkpoint").exists():
+        if time.monotonic() > limit or first.poll() is not None:
+            pytest.fail("no checkpoint was written while the run went on")
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert start(killed).wait(120) == 0
+    assert start(unbroken).wait(120) == 0
+    parts = [torch.load(f / "classifier.pt", weights_only=True) for f in (killed, unbroken)]
+    for name, weight in parts[0]["head"].items():
+        torch.testing.assert_close(weight, parts[1]["head"][name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_recipe_with_an_unknown_field_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mixup_shares"):
+        _recipe(tmp_path, ("mixup_share", "mixup_shares"))
+
+
+def test_an_unknown_recipe_names_the_bundled_ones() -> None:
+    with pytest.raises(ValueError, match="fashion-mnist"):
+        load_recipe("no-such-recipe")
