@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from codedinv.bundle import CodedModel
 from codedinv.coding import Code
+from codedinv.data import load_test_images
 from codedinv.nn import DenseHead, Encoder, EncoderConfig, IResNet, IResNetConfig, StageConfig
 
 INPUT_SHAPE = (1, 28, 28)
@@ -63,3 +66,16 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved (5, 4) bundle; tests that change it copy it first."""
     folder = tmp_path_factory.mktemp("bundles") / "small"
     return build_small_model(Code.uniform(4)).save(folder)
+
+
+@pytest.fixture(scope="session")
+def idx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of IDX files: 60 of the bundled test images as test set, 100 as training set."""
+    folder = tmp_path_factory.mktemp("idx")
+    images, labels = load_test_images()
+    for split, part in (("t10k", slice(0, 60)), ("train", slice(60, 160))):
+        for name, array in (("images-idx3", images[part]), ("labels-idx1", labels[part])):
+            header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+            path = folder / f"{split}-{name}-ubyte"
+            path.write_bytes(header + array.astype(np.uint8).tobytes())
+    return folder

@@ -25,6 +25,13 @@ app = typer.Typer(
 )
 
 
+train = typer.Typer(
+    no_args_is_help=True,
+    help="Train a model of your own: first its classifier, then the encoder, which makes a bundle.",
+)
+app.add_typer(train, name="train")
+
+
 class Runtime(StrEnum):
     """What runs the networks."""
 
@@ -46,6 +53,23 @@ DataOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+RecipeOption = Annotated[
+    str,
+    typer.Option(
+        "--recipe", "-r", help="A recipe of the package (docs/training.md) or a TOML file of yours."
+    ),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", help="Folder for weights, checkpoints and curves; default: runs/RECIPE'S NAME."
+    ),
+]
+DeviceOption = Annotated[str, typer.Option(help="`cpu` or `cuda`.")]
+ResumeOption = Annotated[
+    bool,
+    typer.Option("--resume/--fresh", help="Go on from a checkpoint in the folder, or begin anew."),
+]
 RuntimeOption = Annotated[
     Runtime,
     typer.Option(help="`auto` is ONNX Runtime where it is installed, else torch."),
@@ -61,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with_traceback = arguments[:1] == ["--traceback"]
     try:
-        app(args=arguments)
+        app(args=arguments, prog_name="codedinv")
     except (CodedInvError, ValueError, TypeError, OSError) as error:
         if with_traceback:
             raise
@@ -90,6 +114,39 @@ def _root(
 
     `codedinv demo` shows all of it in two minutes.
     """
+
+
+@app.command()
+def demo(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A bundled name or the folder of a bundle.")
+    ] = "fashion-mnist",
+    out: Annotated[Path, typer.Option(help="Folder for the figures and the summary.")] = Path(
+        "demo"
+    ),
+    data: DataOption = None,
+    queries: Annotated[int, typer.Option(min=50, help="How many to send.")] = 2000,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Queries per second; default: what this machine has room for."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the images' order and the arrivals.")] = 0,
+) -> None:
+    """Serve real images while one worker is killed and another slowed by 100 ms.
+
+    Test images arrive at random times at a server with k + 1 worker processes. After a quarter of
+    them a worker that is at work gets SIGKILL; after half of them another takes 100 ms longer for
+    each query. The same traffic and the same mishaps then meet an uncoded server with as many
+    workers. Prints both side by side; writes latency.png, recovery.png and summary.json.
+
+    Exit code 0: every query of the coded run was answered.
+    """
+    from rich.console import Console
+
+    from codedinv.experiments.demo import run_demo
+
+    if not run_demo(model, out, data, queries, rate, seed, Console()):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -153,3 +210,43 @@ def export(
     from codedinv.cli.export import run_export
 
     run_export(model, out, json)
+
+
+@train.command("classifier")
+def train_classifier(
+    recipe: RecipeOption = "fashion-mnist",
+    data: DataOption = None,
+    out: OutOption = None,
+    device: DeviceOption = "cpu",
+    resume: ResumeOption = True,
+) -> None:
+    """Train backbone and head, the first of two steps.
+
+    Leaves classifier.pt, its history and a plot of its curves in the folder. A run that is killed
+    loses less than a minute: the same command goes on from its checkpoint.
+    """
+    from codedinv.cli.train import run_classifier
+
+    run_classifier(recipe, data, out, device, resume)
+
+
+@train.command("encoder")
+def train_encoder(
+    recipe: RecipeOption = "fashion-mnist",
+    data: DataOption = None,
+    out: OutOption = None,
+    classifier: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the trained classifier; default: the one of --out."),
+    ] = None,
+    device: DeviceOption = "cpu",
+    resume: ResumeOption = True,
+) -> None:
+    """Train the encoder for a trained classifier, evaluate, and write the bundle.
+
+    The bundle is the folder `bundle` in --out: `codedinv evaluate -m`, `codedinv demo -m` and
+    `CodedServer` take it as it is. One classifier serves for encoders of several k.
+    """
+    from codedinv.cli.train import run_encoder
+
+    run_encoder(recipe, data, out, classifier, device, resume)

@@ -24,16 +24,19 @@ def write_receipt(path: str | Path, command: str, result: dict[str, Any]) -> Non
         result: plain JSON values.
     """
     path = Path(path)
-    receipt = {
-        "command": command,
+    receipt = {"command": command, **circumstances(), "result": result}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(receipt, indent=1) + "\n")
+
+
+def circumstances() -> dict[str, Any]:
+    """Time, commit, device and versions of this process, as plain JSON values."""
+    return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "device": {"cpu": _cpu_name(), "cores": os.cpu_count(), "machine": platform.machine()},
         "versions": {"python": platform.python_version(), **_versions()},
-        "result": result,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(receipt, indent=1) + "\n")
 
 
 def command_line() -> str:
