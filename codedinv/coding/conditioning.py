@@ -57,18 +57,25 @@ def conditions(coefficients: Floats, parities: Indices, missing: Indices) -> Flo
     """2-norm condition number of the decoding matrix of each pattern, (patterns,).
 
     The decoding matrix is [[I, 0], [B, A]] with A = C[P, M] and B = C[P, rest]. On the complement
-    of B's row space it is the identity, so its other singular values are those of the 2m x 2m
-    matrix [[I, 0], [sqrt(B B^T), A]]: no k x k matrix is ever decomposed.
+    of B's row space it is the identity, so for k >= 2m its other singular values are those of the
+    2m x 2m matrix [[I, 0], [sqrt(B B^T), A]]: no k x k matrix is ever decomposed.
     """
-    m = parities.shape[1]
+    k, m = coefficients.shape[1], parities.shape[1]
     a = coefficients[parities[:, :, None], missing[:, None, :]]
-    gram = (coefficients @ coefficients.T)[parities[:, :, None], parities[:, None, :]]
-    values, vectors = np.linalg.eigh(gram - a @ a.transpose(0, 2, 1))
-    root = (vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]) @ vectors.transpose(0, 2, 1)
-    matrix = np.zeros((len(a), 2 * m, 2 * m))
-    matrix[:, :m, :m] = np.eye(m)
-    matrix[:, m:, :m] = root
-    matrix[:, m:, m:] = a
+    if k >= 2 * m:
+        gram = (coefficients @ coefficients.T)[parities[:, :, None], parities[:, None, :]]
+        values, vectors = np.linalg.eigh(gram - a @ a.transpose(0, 2, 1))
+        b = (vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]) @ vectors.transpose(0, 2, 1)
+    else:
+        present = np.ones((len(missing), k), dtype=bool)
+        np.put_along_axis(present, missing, False, axis=1)
+        rest = np.nonzero(present)[1].reshape(len(missing), k - m)
+        b = coefficients[parities[:, :, None], rest[:, None, :]]
+    identity = b.shape[2]
+    matrix = np.zeros((len(a), identity + m, identity + m))
+    matrix[:, :identity, :identity] = np.eye(identity)
+    matrix[:, identity:, :identity] = b
+    matrix[:, identity:, identity:] = a
     singular = np.linalg.svd(matrix, compute_uv=False)
     with np.errstate(divide="ignore"):
         return singular[:, 0] / singular[:, -1]
