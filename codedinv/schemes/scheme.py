@@ -107,7 +107,10 @@ class Scheme:
             (G, n - k, *input).
         decoder: makes an empty decoder of one group. Of it only `recover` and `residual` are asked
             after at least `plan.needed`, or all n, results were pushed.
-        anchors: queries and embeddings for partial groups; needed where k > 1.
+        anchors: queries and embeddings for partial groups: k - 1 or more, where k > 1 and n > k.
+
+    Raises:
+        ValueError: too few anchors.
     """
 
     name: str
@@ -115,6 +118,12 @@ class Scheme:
     encode: Callable[[Array], Array]
     decoder: Callable[[], Decoder]
     anchors: Anchors | None = None
+
+    def __post_init__(self) -> None:
+        needed = self.plan.k - 1 if self.plan.n > self.plan.k else 0
+        got = len(self.anchors.queries) if self.anchors is not None else 0
+        if got < needed:
+            raise ValueError(f"anchors: expected {needed} or more for k={self.plan.k}, got {got}")
 
     @property
     def redundancy(self) -> float:

@@ -66,16 +66,24 @@ class Engine:
     Args:
         scheme: plan and numerics.
         heads: embeddings (B, *embedding) -> outputs (B, outputs) per task.
+        embedding_shape: what a worker must return.
         policy: see `Policy`.
         pool: the workers; the engine owns it from now on.
         workers: how many.
     """
 
     def __init__(
-        self, scheme: Scheme, heads: Heads, policy: Policy, pool: Pool, workers: int
+        self,
+        scheme: Scheme,
+        heads: Heads,
+        embedding_shape: tuple[int, ...],
+        policy: Policy,
+        pool: Pool,
+        workers: int,
     ) -> None:
         self._scheme = scheme
         self._heads = heads
+        self._embedding_shape = embedding_shape
         self._policy = policy
         self._pool = pool
         self._core = Core(scheme.plan, policy, workers)
@@ -203,10 +211,9 @@ class Engine:
     def _event(self, message: Message, now: float) -> ev.Event:
         match message:
             case Result(worker, generation, task, embedding):
-                if not np.isfinite(embedding).all():
-                    reason = "the result is not finite"
-                    self._metrics.last_error = f"worker {worker}: {reason}"
-                    return ev.TaskFailed(now, worker, generation, task, reason)
+                flaw = self._flaw(embedding)
+                if flaw:
+                    return self._event(TaskError(worker, generation, task, flaw), now)
                 return ev.ResultArrived(now, worker, generation, task, embedding)
             case TaskError(worker, generation, task, reason):
                 self._metrics.last_error = f"worker {worker}: {reason}"
@@ -218,6 +225,12 @@ class Engine:
                 self._metrics.last_error = f"worker {worker} died: {reason}"
                 self._worker_settled(worker)
                 return ev.WorkerDied(now, worker, generation, reason)
+
+    def _flaw(self, embedding: Array) -> str:
+        """Why a result cannot be used; empty: it can."""
+        if embedding.shape != self._embedding_shape:
+            return f"expected an embedding {self._embedding_shape}, got {embedding.shape}"
+        return "" if np.isfinite(embedding).all() else "the embedding has NaN or infinite values"
 
     def _worker_settled(self, worker: int) -> None:
         self._settled_workers.add(worker)

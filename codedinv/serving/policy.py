@@ -25,7 +25,9 @@ class Policy:
         deadline_s: of a query that brings none. 30: far above any latency that is useful, yet a
             query never waits for ever. None: no deadline.
         deadline_margin_s: the best answer there is is given this much before the deadline, so that
-            decoding and heads are done in time. 0.003; at most a quarter of the query's time.
+            a timer that rings late, decoding and heads still leave it in time. 0.005: a thread that
+            wakes on a busy machine is a few milliseconds late. At most a quarter of the time that
+            the query has.
         max_queue: queries accepted and not yet ended; one more is refused with `Overloaded`. 1024:
             a second's work of ten workers at 100 queries/s each.
         in_flight: tasks a worker holds at once. 1: a straggler delays one task, not those behind
@@ -55,7 +57,7 @@ class Policy:
     grace_s: float = 0.01
     group_wait_s: float = 0.02
     deadline_s: float | None = 30.0
-    deadline_margin_s: float = 0.003
+    deadline_margin_s: float = 0.005
     max_queue: int = 1024
     in_flight: int = 1
     retries: int = 2

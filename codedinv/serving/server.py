@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -69,7 +69,8 @@ class CodedServer:
         self._input_shape = tuple(self.model.input_shape)
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self.pool = self._build_pool(backend, workers)
-        self._engine = Engine(self.scheme, self._heads, self.policy, self.pool, workers)
+        shape = tuple(self.model.embedding_shape)
+        self._engine = Engine(self.scheme, self._heads, shape, self.policy, self.pool, workers)
         try:
             self._warm_up()
             self._wait_until_ready()
@@ -80,7 +81,7 @@ class CodedServer:
     def _build_pool(self, backend: Backend, workers: int) -> Pool:
         model = self.model
         if backend == "thread":
-            return ThreadPool(lambda x: np.asarray(model.embed(x[np.newaxis])[0]), workers)
+            return ThreadPool(lambda x: _as_float32(model.embed(x[np.newaxis])[0]), workers)
         if backend != "process":
             raise ValueError(f"backend: expected 'process' or 'thread', got {backend!r}")
         folder = model.folder
@@ -144,12 +145,12 @@ class CodedServer:
         """
         queries, single = self._queries(x)
         futures: list[Future[Prediction]] = []
-        waiting: set[Future[Prediction]] = set()
+        oldest = 0
         for query in queries:
-            while (future := self._try_submit(query, deadline, waiting)) is None:
-                waiting = wait(waiting, return_when=FIRST_COMPLETED).not_done
+            while (future := self._try_submit(query, deadline, len(futures) - oldest)) is None:
+                wait([futures[oldest]])
+                oldest += 1
             futures.append(future)
-            waiting.add(future)
         wait(futures)
         predictions = [future.result() for future in futures]
         return predictions[0] if single else predictions
@@ -160,26 +161,30 @@ class CodedServer:
         """As `predict`, without blocking the event loop."""
         queries, single = self._queries(x)
         futures: list[asyncio.Future[Prediction]] = []
-        waiting: set[asyncio.Future[Prediction]] = set()
+        oldest = 0
         for query in queries:
-            while (future := self._try_submit(query, deadline, waiting)) is None:
-                _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            wrapped = asyncio.wrap_future(future)
-            futures.append(wrapped)
-            waiting.add(wrapped)
+            while (future := self._try_submit(query, deadline, len(futures) - oldest)) is None:
+                await asyncio.wait([futures[oldest]])
+                oldest += 1
+            futures.append(asyncio.wrap_future(future))
         if futures:
             await asyncio.wait(futures)
         predictions = [future.result() for future in futures]
         return predictions[0] if single else predictions
 
     def _try_submit(
-        self, query: Array, deadline: float | None, waiting: set[Any]
+        self, query: Array, deadline: float | None, own: int
     ) -> Future[Prediction] | None:
-        """None: the queue is full, and some of the caller's own queries are in it."""
+        """None: wait for one of the caller's `own` outstanding queries first.
+
+        A batch takes at most half of the queue, so that it does not shut out everybody else.
+        """
+        if own > self.policy.max_queue // 2:
+            return None
         try:
             return self.submit(query, deadline)
         except Overloaded:
-            if not waiting:
+            if not own:
                 raise
             return None
 
@@ -211,9 +216,9 @@ class CodedServer:
 
     def _heads(self, embeddings: Array) -> Mapping[str, Array]:
         head, tasks = self.model.head, self.model.heads
-        return {task: np.asarray(head(embeddings, task), np.float32) for task in tasks}
+        return {task: _as_float32(head(embeddings, task)) for task in tasks}
 
-    def _queries(self, x: Any) -> tuple[Iterator[Array], bool]:
+    def _queries(self, x: Any) -> tuple[Iterable[Array], bool]:
         """The queries of a batch or of a single one, all checked before the first is sent."""
         array = _as_array(x)
         single = array.shape == self._input_shape
@@ -222,7 +227,7 @@ class CodedServer:
             raise ValueError(f"x: expected shape {shape} or (B, *{shape}), got {array.shape}")
         batch = array[np.newaxis] if single else array
         _check_finite(batch)
-        return iter(batch), single
+        return batch, single
 
     def _query(self, x: Any) -> Array:
         array = _as_array(x)
@@ -238,6 +243,10 @@ def _load(model: ServedModel | str | Path) -> ServedModel:
     from codedinv.bundle import CodedModel
 
     return CodedModel.load(model)
+
+
+def _as_float32(x: Any) -> Array:
+    return np.asarray(x, np.float32)
 
 
 def _as_array(x: Any) -> np.ndarray[Any, Any]:

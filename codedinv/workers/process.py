@@ -132,8 +132,10 @@ class ProcessPool:
         self._out: list[Message] = []
         self._ended: list[subprocess.Popen[bytes]] = []  # killed, not yet reaped
         # Workers die with the thread that started them (prctl), and a start takes milliseconds that
-        # the loop does not have: so one thread does all starts and lives as long as the pool.
+        # the loop does not have: so one thread does all starts, and outlives the last worker.
         self._jobs: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
+        self._no_more_starts = threading.Event()
+        self._all_ended = threading.Event()
         self._starter = threading.Thread(
             target=self._run_starter, name="codedinv-starter", daemon=True
         )
@@ -179,7 +181,7 @@ class ProcessPool:
 
     def close(self, timeout_s: float) -> None:
         self._jobs.put(None)
-        self._starter.join()
+        self._no_more_starts.wait()
         while not self._posted.empty():
             self._posted.get()()
         workers = [w for w in self._workers if w is not None]
@@ -195,6 +197,8 @@ class ProcessPool:
             self._let_go(w)
         for process in self._ended:
             process.wait()
+        self._all_ended.set()
+        self._starter.join()
         self._selector.close()
         self._wake_read.close()
         self._wake_write.close()
@@ -243,6 +247,8 @@ class ProcessPool:
                 self._post(lambda died=died: self._out.append(died))  # type: ignore[misc]
             else:
                 self._post(lambda worker=worker: self._adopt(worker))  # type: ignore[misc]
+        self._no_more_starts.set()
+        self._all_ended.wait()
 
     def _adopt(self, w: _Worker) -> None:
         if self._wanted[w.index] != w.generation:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from codedinv.schemes import Plan
 from codedinv.serving import actions as act
 from codedinv.serving import events as ev
 from codedinv.serving.core import Core
-from codedinv.serving.fleet import Worker
+from codedinv.serving.fleet import Fleet, Worker
 from codedinv.serving.groups import Group, Query, SlotState, Task
+from codedinv.serving.policy import Policy
 from tests.serving.fuzz import Found, fuzz
 
 _CHUNKS = 10
@@ -30,8 +32,18 @@ class ForgetsErasures(Core):
     """A dead worker's tasks are never given up."""
 
     def _bury(self, worker: Worker) -> None:
-        worker.outstanding.clear()
+        died = self.fleet.died
+        self.fleet.died = lambda w: died(w) and []  # type: ignore[method-assign]
         super()._bury(worker)
+        self.fleet.died = died  # type: ignore[method-assign]
+
+
+class OverfillsWorkers(Core):
+    """A worker gets one task more than it may hold."""
+
+    def __init__(self, plan: Plan, policy: Policy, workers: int) -> None:
+        super().__init__(plan, policy, workers)
+        self.fleet = Fleet(workers, policy.in_flight + 1)
 
 
 class SendsOnlyOnce(Core):
@@ -163,6 +175,7 @@ class RefusesNobody(Core):
     "broken",
     [
         ForgetsErasures,
+        OverfillsWorkers,
         SendsOnlyOnce,
         HearsTheDead,
         RecoversTooEarly,

@@ -1,0 +1,152 @@
+"""The core as hypothesis sees it: any order of any events. Failing sequences are shrunk."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from codedinv.schemes import Plan
+from codedinv.serving import actions as act
+from codedinv.serving import events as ev
+from codedinv.serving.core import Core
+from codedinv.serving.policy import Policy
+from tests.serving.checks import Watcher
+
+PLANS = st.sampled_from(
+    [
+        Plan(k=1, n=1, needed=1),
+        Plan(k=1, n=2, needed=1, recovered="exact"),
+        Plan(k=2, n=3, needed=2),
+        Plan(k=3, n=5, needed=3),
+        Plan(k=4, n=5, needed=4),
+    ]
+)
+POLICIES = st.builds(
+    Policy,
+    release=st.sampled_from(["eager", "grace", "deadline"]),
+    grace_s=st.sampled_from([0.0, 1.0]),
+    group_wait_s=st.sampled_from([0.0, 1.0]),
+    deadline_margin_s=st.sampled_from([0.0, 0.5]),
+    max_queue=st.sampled_from([3, 100]),
+    in_flight=st.sampled_from([1, 2]),
+    retries=st.integers(0, 2),
+    hang_timeout_s=st.just(10.0),
+    start_timeout_s=st.just(10.0),
+    restart_backoff_s=st.just(1.0),
+    restart_backoff_max_s=st.just(4.0),
+    always_encode=st.booleans(),
+)
+
+
+class CoreMachine(RuleBasedStateMachine):
+    """Every rule is one event; `Watcher` checks all invariants after each."""
+
+    @initialize(plan=PLANS, policy=POLICIES, data=st.data())
+    def open(self, plan: Plan, policy: Policy, data: st.DataObject) -> None:
+        workers = data.draw(st.integers(1, plan.n + 1))
+        self.plan = plan
+        self.watcher = Watcher(Core(plan, policy, workers))
+        self.now = 0.0
+        self.queries = 0
+        self.encodes: list[int] = []
+        self.sent: list[act.Dispatch] = []  # not answered, of whatever generation
+        self.starting: dict[int, int] = {}
+        self.alive: dict[int, int] = {}
+        self.closed = False
+        self.tell(ev.Opened(0.0))
+
+    def tell(self, event: ev.Event) -> None:
+        for action in self.watcher.handle(event):
+            match action:
+                case act.Restart(worker, generation):
+                    self.starting[worker] = self.alive[worker] = generation
+                case act.Kill(worker, _, _):
+                    self.alive.pop(worker)
+                    self.starting.pop(worker, None)
+                case act.Dispatch():
+                    self.sent.append(action)
+                case act.Encode(group, _):
+                    self.encodes.append(group)
+
+    @rule(wait=st.sampled_from([None, 0.0, 0.5, 3.0]))
+    def submit(self, wait: float | None) -> None:
+        self.queries += 1
+        deadline = None if wait is None else self.now + wait
+        self.tell(ev.Submitted(self.now, self.queries, f"query {self.queries}", deadline))
+
+    @precondition(lambda self: self.encodes)
+    @rule(data=st.data())
+    def encode(self, data: st.DataObject) -> None:
+        group = self.encodes.pop(data.draw(st.integers(0, len(self.encodes) - 1)))
+        parities = tuple(f"parity {j}" for j in range(self.plan.n - self.plan.k))
+        self.tell(ev.Encoded(self.now, group, parities))
+
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data(), keep=st.booleans(), works=st.booleans())
+    def finish_a_task(self, data: st.DataObject, keep: bool, works: bool) -> None:
+        """Of a live or a dead generation; `keep`: the worker will say so again."""
+        index = data.draw(st.integers(0, len(self.sent) - 1))
+        d = self.sent[index] if keep else self.sent.pop(index)
+        if works:
+            self.tell(ev.ResultArrived(self.now, d.worker, d.generation, d.task, object()))
+        else:
+            self.tell(ev.TaskFailed(self.now, d.worker, d.generation, d.task, "bad"))
+
+    @precondition(lambda self: self.starting)
+    @rule(data=st.data())
+    def get_ready(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.starting)))
+        self.tell(ev.WorkerReady(self.now, worker, self.starting.pop(worker)))
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data())
+    def die(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.alive)))
+        self.starting.pop(worker, None)
+        self.tell(ev.WorkerDied(self.now, worker, self.alive.pop(worker), "killed"))
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 5.0]), rings=st.booleans())
+    def wait(self, seconds: float, rings: bool) -> None:
+        """Time passes; a busy loop may ring its timer later than it was asked to."""
+        self.now += seconds
+        if rings:
+            self.tell(ev.Timer(self.now))
+
+    @rule()
+    def close(self) -> None:
+        self.tell(ev.CloseRequested(self.now, 30.0))
+
+    def teardown(self) -> None:
+        """Lets everything work from here on: every query must end by timers and results alone."""
+        if not hasattr(self, "watcher"):
+            return
+        self.close()
+        for _ in range(1_000):
+            if self.watcher.drained and not self.watcher.core.groups:
+                self.watcher.check_everything_is_over()
+                return
+            self._help()
+        raise AssertionError("no end in sight")
+
+    def _help(self) -> None:
+        while self.encodes:
+            self.tell(
+                ev.Encoded(self.now, self.encodes.pop(), ("parity",) * (self.plan.n - self.plan.k))
+            )
+        for worker in sorted(self.starting):
+            self.tell(ev.WorkerReady(self.now, worker, self.starting.pop(worker)))
+        for d in self.sent:
+            self.tell(ev.ResultArrived(self.now, d.worker, d.generation, d.task, object()))
+            self.sent = [other for other in self.sent if other is not d]
+        self.now += 1.0
+        self.tell(ev.Timer(self.now))
+
+
+TestCore = CoreMachine.TestCase
+TestCore.settings = settings(
+    max_examples=150,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
