@@ -97,7 +97,8 @@ class SolverStat:
 
     Attributes:
         iterations: [B] int64, fixed-point steps summed over all blocks.
-        residual: [B] float, largest relative step |x_new - x| / |x_new| left at any block.
+        residual: [B] float, relative step |x_new - x| / max(|x_new|, |y|) left, largest of all
+            blocks.
         converged: [B] bool, every block reached its tolerance.
     """
 
@@ -201,14 +202,16 @@ class InvertibleBlock(nn.Module):
         iterations = torch.ones(batch, dtype=torch.int64, device=y.device)
         residual = torch.full((batch,), float("inf"), device=y.device)
         active = torch.arange(batch, device=y.device)
+        size = y.flatten(1).norm(dim=1).clamp(min=1e-12)
         for _ in range(max_iter - 1):
             if active.numel() == 0:
                 break
             current = x[active]
             updated = y[active] - self.branch(current)
             step = (updated - current).flatten(1).norm(dim=1)
-            # Relative to the image with one unit of scale, so that an all-zero image converges.
-            step = step / (updated.flatten(1).norm(dim=1) + 1e-12)
+            # Rounding in y - F(x) is relative to y: where x is nearly zero and y is not, a step
+            # relative to x alone would never get small.
+            step = step / torch.maximum(updated.flatten(1).norm(dim=1), size[active])
             x = x.index_copy(0, active, updated)
             residual = residual.index_copy(0, active, step.to(residual.dtype))
             iterations[active] += 1

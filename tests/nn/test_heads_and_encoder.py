@@ -1,0 +1,62 @@
+"""Heads and the encoder: shapes, symmetry, what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from codedinv.coding import Code
+from codedinv.nn import Encoder, EncoderConfig, build_encoder, build_head, macs
+
+
+def _encoder(code: Code, **changes: int) -> Encoder:
+    torch.manual_seed(2)
+    rows = tuple(tuple(row) for row in code.coefficients.tolist())
+    encoder = Encoder(EncoderConfig((1, 28, 28), rows, **changes))
+    torch.nn.init.normal_(encoder.out.weight, std=0.1)
+    return encoder.eval()
+
+
+@pytest.mark.parametrize("kind", ["pool", "dense", "conv"])
+def test_every_head_maps_embeddings_to_outputs_and_survives_json(kind: str) -> None:
+    head = build_head({"kind": kind, "embedding_shape": [16, 7, 7], "outputs": 5}).eval()
+    assert head(torch.rand(3, 16, 7, 7)).shape == (3, 5)
+    again = build_head(head.config_dict())
+    again.load_state_dict(head.state_dict())
+
+
+def test_equal_coefficients_make_the_order_of_queries_irrelevant() -> None:
+    encoder = _encoder(Code.uniform(5))
+    queries = torch.rand(2, 5, 1, 28, 28)
+    shuffled = queries[:, torch.randperm(5)]
+    torch.testing.assert_close(encoder(queries), encoder(shuffled), rtol=1e-4, atol=1e-5)
+
+
+def test_each_parity_query_follows_its_own_row() -> None:
+    code = Code.mds(3, 2)
+    queries = torch.rand(4, 3, 1, 28, 28)
+    both = _encoder(code)(queries)
+    assert both.shape == (4, 2, 1, 28, 28)
+    for i in range(2):
+        single = _encoder(Code(code.coefficients[i : i + 1]))(queries)
+        torch.testing.assert_close(both[:, i : i + 1], single, rtol=1e-4, atol=1e-5)
+
+
+def test_the_trunks_cost_does_not_depend_on_k() -> None:
+    cost = {k: macs(_encoder(Code.uniform(k)), torch.zeros(1, k, 1, 28, 28)) for k in (2, 4, 10)}
+    assert (cost[10] - cost[2]) == 4 * (cost[4] - cost[2])
+
+
+def test_an_untrained_encoder_gives_the_weighted_sum() -> None:
+    encoder = build_encoder(_encoder(Code.uniform(4)).config_dict())
+    queries = torch.rand(2, 4, 1, 28, 28)
+    torch.testing.assert_close(encoder(queries)[:, 0], queries.mean(1))
+
+
+def test_settings_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="patch"):
+        EncoderConfig((1, 28, 28), ((0.5, 0.5),), patch=3)
+    with pytest.raises(ValueError, match="coefficients"):
+        EncoderConfig((1, 28, 28), ((0.5, 0.5), (1.0,)))
+    with pytest.raises(ValueError, match="kind"):
+        build_head({"kind": "wide"})
