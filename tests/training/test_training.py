@@ -15,6 +15,7 @@ import torch
 
 from codedinv.bundle import CodedModel
 from codedinv.data import load_test_images, to_queries
+from codedinv.nn import macs
 from codedinv.training import (
     Recipe,
     fit_classifier,
@@ -23,6 +24,8 @@ from codedinv.training import (
     load_recipe,
     recipe_code,
 )
+from codedinv.training.classifier import build_classifier
+from codedinv.training.encoder import build_recipe_encoder
 
 TINY = """
 name = "tiny"
@@ -198,3 +201,17 @@ def test_a_recipe_with_an_unknown_field_is_refused_by_name(tmp_path: Path) -> No
 def test_an_unknown_recipe_names_the_bundled_ones() -> None:
     with pytest.raises(ValueError, match="fashion-mnist"):
         load_recipe("no-such-recipe")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["fashion-mnist", "fashion-mnist-k10", "fashion-mnist-full", "fashion-mnist-full-k10"],
+)
+def test_every_bundled_recipe_builds_and_its_encoder_costs_a_tenth_at_most(name: str) -> None:
+    recipe = load_recipe(name)
+    backbone, head = build_classifier(recipe)
+    encoder = build_recipe_encoder(recipe, backbone)
+    query = torch.zeros(1, *backbone.config.input_shape)
+    assert head.eval()(backbone.eval()(query)).shape == (1, 10)
+    group = torch.zeros(1, recipe.encoder.k, *backbone.config.input_shape)
+    assert macs(encoder, group) <= 0.10 * macs(backbone, query)
