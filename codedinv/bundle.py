@@ -124,8 +124,11 @@ class CodedModel:
 
             return cls._of_modules(manifest, anchors, load_modules(folder, manifest), folder)
         heads = {task: OnnxNetwork(folder / head_file(task), threads) for task in manifest.tasks}
-        backbone = OnnxNetwork(folder / BACKBONE, threads)
         encoder = OnnxNetwork(folder / ENCODER, threads)
+        for network in (encoder, *heads.values()):
+            network.open()  # a front end's first query should not wait for it
+        # Front ends leave the backbone to workers: it is opened only where it is called.
+        backbone = OnnxNetwork(folder / BACKBONE, threads)
         return cls(manifest, anchors, backbone, encoder, heads, folder)
 
     @classmethod
@@ -305,6 +308,10 @@ def _check_code(path: Path, manifest: Manifest) -> None:
         raise BundleError(
             f"{path}: expected {entry.r} x {entry.k} code coefficients, got {coefficients.shape}"
         )
+    try:
+        Code(coefficients)
+    except ValueError as error:
+        raise BundleError(f"{path}: {error}") from error
 
 
 def _load_anchors(path: Path, manifest: Manifest) -> Anchors:

@@ -163,6 +163,20 @@ def read_idx(path: str | Path) -> NDArray[np.uint8]:
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
 
 
+def write_idx(path: str | Path, array: NDArray[np.uint8]) -> None:
+    """Writes unsigned bytes in the IDX format, gzipped if the name ends in .gz.
+
+    Images (N, 28, 28) as `train-images-idx3-ubyte` and labels (N,) as `train-labels-idx1-ubyte`,
+    and the same with `t10k-` for the test set, make a folder that `load_fashion_mnist` reads.
+    """
+    path = Path(path)
+    if array.dtype != np.uint8:
+        raise TypeError(f"array: expected dtype uint8, got {array.dtype}")
+    header = bytes([0, 0, _IDX_UNSIGNED_BYTE, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    content = header + array.tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
 def _folders(data_set: str, folder: str | Path | None) -> list[Path]:
     if folder is None:
         installed = _DEBIAN_FOLDERS[data_set]

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from codedinv.errors import BundleError
+
 if TYPE_CHECKING:
     import torch
 
@@ -32,7 +34,7 @@ class Network(Protocol):
 
 
 class OnnxNetwork:
-    """An ONNX file in an ONNX Runtime session, opened at the first call.
+    """An ONNX file in an ONNX Runtime session, opened by `open` or the first call.
 
     Args:
         path: a model with one input and one output.
@@ -47,7 +49,7 @@ class OnnxNetwork:
         self._session: Any = None
 
     def __call__(self, x: ArrayT) -> ArrayT:
-        session = self._open()
+        session = self.open()
         array = x if isinstance(x, np.ndarray) else x.detach().cpu().numpy()
         (result,) = session.run(None, {session.get_inputs()[0].name: np.ascontiguousarray(array)})
         if isinstance(x, np.ndarray):
@@ -56,7 +58,12 @@ class OnnxNetwork:
 
         return torch.from_numpy(result).to(x.device)
 
-    def _open(self) -> Any:
+    def open(self) -> Any:
+        """The session, opened if it is not yet (some 10 ms).
+
+        Raises:
+            BundleError: ONNX Runtime cannot load the file.
+        """
         with self._lock:
             if self._session is None:
                 import onnxruntime
@@ -65,9 +72,12 @@ class OnnxNetwork:
                 options.intra_op_num_threads = self._threads
                 options.inter_op_num_threads = 1
                 options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-                self._session = onnxruntime.InferenceSession(
-                    str(self._path), options, providers=["CPUExecutionProvider"]
-                )
+                try:
+                    self._session = onnxruntime.InferenceSession(
+                        str(self._path), options, providers=["CPUExecutionProvider"]
+                    )
+                except Exception as error:  # its kinds have no common base
+                    raise BundleError(f"{self._path} cannot be run: {error}") from error
             return self._session
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 
 from codedinv.bundle import CodedModel
 from codedinv.coding import Code
-from codedinv.data import load_test_images
+from codedinv.data import load_test_images, write_idx
 from codedinv.nn import DenseHead, Encoder, EncoderConfig, IResNet, IResNetConfig, StageConfig
 
 INPUT_SHAPE = (1, 28, 28)
@@ -75,7 +74,5 @@ def idx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images, labels = load_test_images()
     for split, part in (("t10k", slice(0, 60)), ("train", slice(60, 160))):
         for name, array in (("images-idx3", images[part]), ("labels-idx1", labels[part])):
-            header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
-            path = folder / f"{split}-{name}-ubyte"
-            path.write_bytes(header + array.astype(np.uint8).tobytes())
+            write_idx(folder / f"{split}-{name}-ubyte", array.astype(np.uint8))
     return folder

@@ -341,6 +341,21 @@ def test_weights_of_another_architecture_are_refused(copied_bundle: Path) -> Non
         CodedModel.load(copied_bundle, runtime="torch")
 
 
+def test_a_code_that_could_not_recover_is_refused(copied_bundle: Path) -> None:
+    def lose_a_slot(manifest: dict[str, Any]) -> None:
+        manifest["code"]["coefficients"][0][2] = 0.0
+
+    rewrite(copied_bundle, lose_a_slot)
+    with pytest.raises(BundleError, match=r"bundle\.json"):
+        CodedModel.load(copied_bundle)
+
+
+def test_an_onnx_file_that_is_none_is_named(copied_bundle: Path) -> None:
+    replace_file(copied_bundle, "encoder.onnx", b"no network")
+    with pytest.raises(BundleError, match=r"encoder\.onnx cannot be run"):
+        CodedModel.load(copied_bundle)
+
+
 class _Trap:
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (Path("unpickled"),))

@@ -1,6 +1,5 @@
 """Image sets: found in each layout, and loud about what is missing or damaged."""
 
-import gzip
 import struct
 from pathlib import Path
 
@@ -10,10 +9,6 @@ import pytest
 from codedinv import data
 
 
-def idx_bytes(array: np.ndarray) -> bytes:
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
-
-
 def write_set(
     folder: Path, compress: bool = False, split: str = "t10k", count: int = 5
 ) -> np.ndarray:
@@ -21,9 +16,7 @@ def write_set(
     images = np.random.default_rng(7).integers(0, 256, (count, 28, 28), dtype=np.uint8)
     labels = (np.arange(count) % 10).astype(np.uint8)
     for name, array in (("images-idx3", images), ("labels-idx1", labels)):
-        content = idx_bytes(array)
-        path = folder / f"{split}-{name}-ubyte{'.gz' if compress else ''}"
-        path.write_bytes(gzip.compress(content) if compress else content)
+        data.write_idx(folder / f"{split}-{name}-ubyte{'.gz' if compress else ''}", array)
     return images
 
 
@@ -90,7 +83,7 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path, content: bytes) -> 
 
 def test_images_and_labels_must_be_as_many(tmp_path: Path) -> None:
     write_set(tmp_path)
-    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(idx_bytes(np.zeros(4, np.uint8)))
+    data.write_idx(tmp_path / "t10k-labels-idx1-ubyte", np.zeros(4, np.uint8))
     with pytest.raises(ValueError, match="expected 5 labels"):
         data.load_fashion_mnist("test", tmp_path)
 
@@ -103,6 +96,16 @@ def test_queries_are_float32_channels_first_in_the_unit_interval() -> None:
     assert queries.ravel().tolist() == [0.0, 1.0]
     colour = np.zeros((2, 32, 30, 3), np.uint8)
     assert data.to_queries(colour).shape == (2, 3, 32, 30)
+
+
+def test_the_idx_header_is_as_the_format_says(tmp_path: Path) -> None:
+    array = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    data.write_idx(tmp_path / "idx", array)
+    header = struct.pack(">BBBBII", 0, 0, 8, 2, 2, 3)
+    assert (tmp_path / "idx").read_bytes() == header + bytes(range(6))
+    np.testing.assert_array_equal(data.read_idx(tmp_path / "idx"), array)
+    with pytest.raises(TypeError, match="int64"):
+        data.write_idx(tmp_path / "idx", np.zeros(3, np.int64))  # type: ignore[arg-type]
 
 
 def test_images_of_unknown_range_are_refused() -> None:
