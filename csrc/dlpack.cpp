@@ -63,9 +63,15 @@ bool Borrowed::borrow_by_exchange_api(py::handle object) {
   const auto* api =
       static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
   if (api->major != 1 || api->export_borrowed == nullptr) return false;
-  if (api->export_borrowed(object.ptr(), &own_) == 0) return true;
-  py::error_already_set error;
-  refuse(error);
+  if (api->export_borrowed(object.ptr(), &own_) != 0) {
+    py::error_already_set error;
+    refuse(error);
+  }
+  // torch 2.13 exports a lazily negated tensor, such as z.conj().imag, with the wrong sign.
+  if (py::hasattr(object, "is_neg") && py::bool_(object.attr("is_neg")())) {
+    throw py::value_error("embedding: expected a tensor without negative bit: call resolve_neg()");
+  }
+  return true;
 }
 
 void Borrowed::borrow_by_capsule(py::handle object) {

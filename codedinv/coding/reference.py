@@ -62,7 +62,7 @@ class OnlineDecoder:
 
     def estimate(self, slot: int) -> NDArray[Any]:
         """Paper eq. (6)."""
-        return self._accumulator / self._coefficients[slot]
+        return np.asarray(self._accumulator / self._coefficients[slot])
 
     def reset(self) -> None:
         """Forgets all results."""

@@ -102,13 +102,16 @@ def test_slots_may_be_any_integer() -> None:
     assert decoder.missing == []
 
 
-def test_an_inference_tensor_and_a_parameter_are_read_as_they_are() -> None:
+def test_tensors_of_autograd_and_inference_mode_are_read_as_they_are() -> None:
     with torch.inference_mode():
-        tensor = torch.tensor(VALUES, dtype=torch.float32)
-    np.testing.assert_array_equal(pushed(tensor, "float32"), VALUES)
+        inference = torch.tensor(VALUES, dtype=torch.float32)
+    parameter = torch.nn.Parameter(torch.tensor(VALUES, dtype=torch.float32))
+    for tensor in (inference, parameter):
+        np.testing.assert_array_equal(pushed(tensor, "float32"), VALUES)
 
 
 GOOD = VALUES.astype(np.float32)
+NEGATED = torch.ones(SHAPE, dtype=torch.complex64).conj().imag  # its memory has the other sign
 REFUSED: list[tuple[str, Any, Any, type[Exception], str]] = [
     ("slot too large", 4, GOOD, ValueError, "slot: expected 0 to 3, got 4"),
     ("slot below zero", -1, GOOD, ValueError, "slot: expected 0 to 3, got -1"),
@@ -132,6 +135,7 @@ REFUSED: list[tuple[str, Any, Any, type[Exception], str]] = [
     ("torch shape", 1, torch.ones(6), ValueError, r"expected shape \(2, 3\), got \(6,\)"),
     ("torch meta", 1, torch.ones(SHAPE, device="meta"), ValueError, "embedding: "),
     ("torch sparse", 1, torch.ones(SHAPE).to_sparse(), ValueError, "embedding: "),
+    ("torch negated", 1, NEGATED, ValueError, r"call resolve_neg\(\)"),
     ("list", 1, VALUES.tolist(), TypeError, "expected a numpy array, a torch .* got list"),
     ("none", 1, None, TypeError, "got NoneType"),
 ]
