@@ -55,7 +55,7 @@ test-cpp: $(STAMP) $(SANITIZED:%=%/CMakeCache.txt) ## the C++ tests alone
 
 bench: $(STAMP) ## CPU benchmarks; receipts in benchmarks/receipts/
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,ops
-	$(BIN)/python benchmarks/test_decoder.py
+	$(BIN)/python benchmarks/decoder.py
 
 lint: $(STAMP) ## ruff, mypy, and clang-format where installed
 	$(BIN)/ruff check .

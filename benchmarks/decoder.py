@@ -1,0 +1,180 @@
+"""Measures the streaming decoder against its bars and writes the receipt.
+
+    python benchmarks/decoder.py [--trials N]
+
+Every ratio is between medians of pushes timed in turn in one loop, so that whatever else the
+machine does falls on both sides. The timer's own cost is measured in the same loop and subtracted.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from time import perf_counter_ns
+from typing import Any
+
+import numpy as np
+import torch
+from receipt import bar, cpu_name, write_receipt
+
+from codedinv import Code, StreamingDecoder
+from codedinv.coding import _decoder, reference
+
+LENGTHS = (784, 3072, 65_536, 1_048_576)
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+
+class Pusher:
+    """Pushes one row to the next slot of a decoder, over and over."""
+
+    def __init__(self, decoder: Any, slots: int, row: Any) -> None:
+        self.decoder, self.slots, self.row = decoder, slots, row
+        self.next = 0
+        self.nanoseconds: list[int] = []
+
+    def time_one(self) -> None:
+        if self.next == self.slots:
+            self.decoder.reset()
+            self.next = 0
+        push, slot, row = self.decoder.push, self.next, self.row
+        start = perf_counter_ns()
+        push(slot, row)
+        self.nanoseconds.append(perf_counter_ns() - start)
+        self.next += 1
+
+
+def medians(pushers: dict[str, Pusher], trials: int) -> dict[str, float]:
+    """Median time of a push of each, in nanoseconds, timed in turn, less the timer's own."""
+    timer: list[int] = []
+    for _ in range(trials):
+        for pusher in pushers.values():
+            pusher.time_one()
+        start = perf_counter_ns()
+        timer.append(perf_counter_ns() - start)
+    own = float(np.median(timer))
+    return {name: float(np.median(p.nanoseconds)) - own for name, p in pushers.items()}
+
+
+def random_row(length: int, dtype: Any = np.float32) -> Any:
+    return np.random.default_rng(length).normal(size=length).astype(dtype)
+
+
+def check_correct(length: int) -> None:
+    """Nothing is timed before its result agrees with float64 least squares."""
+    rng = np.random.default_rng(0)
+    code = Code.mds(4, 2)
+    results = rng.normal(size=(6, length)).astype(np.float32)
+    decoder = StreamingDecoder(code, length)
+    for slot in (5, 0, 4, 2):
+        decoder.push(slot, results[slot])
+    wanted = reference.recover(code, {slot: results[slot] for slot in (5, 0, 4, 2)})
+    for slot, row in decoder.recover().items():
+        error = np.abs(row - wanted[slot]).max() / np.abs(wanted[slot]).max()
+        if error > 1e-5:
+            raise SystemExit(f"slot {slot} of {length} is wrong by {error:.1e}: nothing measured")
+
+
+def flat_in_k(trials: int) -> list[dict[str, Any]]:
+    rows = []
+    for length in LENGTHS:
+        check_correct(length)
+        row = random_row(length)
+        pushers = {
+            str(k): Pusher(StreamingDecoder(Code.uniform(k), length), k, row)
+            for k in (2, 4, 10, 30, 100)
+        }
+        pushers["numpy, k = 10"] = Pusher(
+            reference.OnlineDecoder(Code.uniform(10), (length,)), 10, row
+        )
+        ns = medians(pushers, max(trials * 3072 // max(length, 3072), 1000))
+        rows.append(
+            {
+                "elements_fp32": length,
+                "push_ns": {name: round(value) for name, value in ns.items()},
+                "k100_over_k2": round(ns["100"] / ns["2"], 3),
+                "numpy_over_ours": round(ns["numpy, k = 10"] / ns["10"], 2),
+            }
+        )
+    return rows
+
+
+def by_kind(trials: int) -> dict[str, int]:
+    """Push of 3,072 elements to (11, 10) by dtype, by producer and by number of parities."""
+    pushers: dict[str, Pusher] = {}
+    for dtype in DTYPES:
+        decoder = StreamingDecoder(Code.uniform(10), 3072, dtype)
+        pushers[dtype] = Pusher(decoder, 10, random_row(3072, decoder.dtype))
+    pushers["float32 torch tensor"] = Pusher(
+        StreamingDecoder(Code.uniform(10), 3072), 10, torch.from_numpy(random_row(3072))
+    )
+    for r in (2, 4):
+        pushers[f"float32, r = {r}"] = Pusher(
+            StreamingDecoder(Code.mds(10, r), 3072), 10, random_row(3072)
+        )
+    return {name: round(value) for name, value in medians(pushers, trials).items()}
+
+
+def recovery(trials: int) -> dict[str, int]:
+    """Nanoseconds from the k-th result to the recovered embedding, beside decoding all at once."""
+    results: dict[str, int] = {}
+    for k in (2, 10, 100):
+        rows = np.random.default_rng(k).normal(size=(k + 1, 3072)).astype(np.float32)
+        decoder = StreamingDecoder(Code.uniform(k), 3072)
+        for slot in range(1, k + 1):
+            decoder.push(slot, rows[slot])
+        at_once: Callable[[], Any] = lambda k=k, rows=rows: k * rows[k] - rows[1:k].sum(axis=0)  # noqa: E731
+        times: dict[str, list[int]] = {"online": [], "numpy at once": []}
+        for _ in range(trials // 4):
+            for name, call in (("online", decoder.recover), ("numpy at once", at_once)):
+                start = perf_counter_ns()
+                call()
+                times[name].append(perf_counter_ns() - start)
+        for name, values in times.items():
+            results[f"k = {k}, {name}"] = round(float(np.median(values)))
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=20_000, help="pushes timed of each kind")
+    trials = parser.parse_args().trials
+    flat = flat_in_k(trials)
+    typical = next(row for row in flat if row["elements_fp32"] == 3072)
+    bars = [
+        bar(
+            "median push at k = 100 over k = 2, worst size",
+            max(row["k100_over_k2"] for row in flat),
+            1.1,
+            at_most=True,
+        ),
+        bar(
+            "us per push of 3,072 fp32 from Python, k = 10",
+            typical["push_ns"]["10"] / 1000,
+            1.0,
+            at_most=True,
+        ),
+        bar(
+            "NumPy online decoder's push over ours, 3,072 fp32",
+            typical["numpy_over_ours"],
+            2.0,
+            at_most=False,
+        ),
+    ]
+    content = {
+        "method": "medians of single pushes of a warm row, timed in turn, less the timer",
+        "instruction_set": _decoder.instruction_set(),
+        "trials": trials,
+        "bars": bars,
+        "flat_in_k": flat,
+        "push_ns_3072_k10": by_kind(trials),
+        "recover_ns_3072_r1": recovery(trials),
+    }
+    path = write_receipt("decoder", content, cpu_name())
+    for line in bars:
+        verdict = "met   " if line["met"] else "MISSED"
+        print(f"{verdict} {line['claim']}: {line['measured']} ({line['bar']})")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
