@@ -44,7 +44,8 @@ class CodedServer:
 
     Attributes:
         pool: the workers; `pool.kill(i)` is SIGKILL, `pool.slow(i, seconds)`, `pool.hang(i)`,
-            `pool.crash(i)` and `pool.corrupt(i, noise)` break them in other ways.
+            `pool.crash(i)`, `pool.fail(i, message)` and `pool.corrupt(i, noise)` break them in
+            other ways.
 
     Raises:
         ValueError: a bad argument.

@@ -80,6 +80,9 @@ class Pool(Protocol):
     def crash(self, worker: int) -> None:
         """Lets a worker die on its next task."""
 
+    def fail(self, worker: int, message: str) -> None:
+        """Makes every further task of a worker fail with this message; "" ends that."""
+
     def corrupt(self, worker: int, noise: float) -> None:
         """Adds noise to every further result of a worker; relative to the result's own spread."""
 

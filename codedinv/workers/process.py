@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import queue
-import select
 import selectors
 import signal
 import socket
@@ -33,8 +32,6 @@ _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"),
     "1",  # the workers are the parallelism
 )
-
-_EXIT_S = 0.005  # from a dying process's end of file to its exit status; mostly microseconds
 
 
 class _Worker:
@@ -78,11 +75,9 @@ class _Worker:
         """Why it died, as far as known."""
         if self.fatal:
             return self.fatal
-        if self.pidfd is not None:
-            select.select([self.pidfd], [], [], _EXIT_S)
         code = self.process.poll()
         if code is None:
-            return "closed its socket"
+            return "ended"  # its socket did; the exit status comes milliseconds later
         return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
     def destroy(self) -> None:
@@ -225,6 +220,9 @@ class ProcessPool:
     def crash(self, worker: int) -> None:
         self._post(lambda: self._set_faults(worker, crash=True))
 
+    def fail(self, worker: int, message: str) -> None:
+        self._post(lambda: self._set_faults(worker, error=message))
+
     def corrupt(self, worker: int, noise: float) -> None:
         self._post(lambda: self._set_faults(worker, corrupt=noise))
 
@@ -309,7 +307,7 @@ class ProcessPool:
             return False
         return True
 
-    def _set_faults(self, worker: int, **changes: float) -> None:
+    def _set_faults(self, worker: int, **changes: object) -> None:
         w = self._workers[worker]
         if w is None:
             return

@@ -137,6 +137,9 @@ class ThreadPool:
     def crash(self, worker: int) -> None:
         self._set(worker, crash=True)
 
+    def fail(self, worker: int, message: str) -> None:
+        self._set(worker, error=message)
+
     def corrupt(self, worker: int, noise: float) -> None:
         self._set(worker, corrupt=noise)
 
