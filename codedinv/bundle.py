@@ -191,6 +191,7 @@ class CodedModel:
             raise ValueError("folder: a model without torch modules must come from a folder")
         from codedinv.modules import load_modules
 
+        bundle_folder.read_manifest(self.folder)  # its files may have been damaged since loading
         return load_modules(self.folder, self._manifest)
 
     def encode(self, queries: ArrayT) -> ArrayT:
@@ -244,11 +245,17 @@ class CodedModel:
         recovered = decoder.recover()
         return {slot: _like(first, embedding) for slot, embedding in recovered.items()}
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, shared_weights: bool = False) -> Path:
         """Writes the bundle: bundle.json, weights, anchors and ONNX files (see docs/bundles.md).
 
         The folder is written beside its place and renamed, so a half-written bundle is never
-        seen; a bundle that is already there is replaced.
+        seen; a bundle that is already there is replaced. Every network is exported from its torch
+        module (which imports torch) and checked.
+
+        Args:
+            folder: to write.
+            shared_weights: the ONNX files refer to weights.safetensors for their weights, which
+                halves the bundle; False: each holds its own, and can be copied elsewhere alone.
 
         Returns:
             The folder, which `self.folder` names from now on.
@@ -258,18 +265,13 @@ class CodedModel:
             ValueError: the folder holds something else, or metadata is not plain JSON.
         """
         folder = Path(folder)
-        manifest = self._manifest.model_copy(update={"metadata": self.metadata})
-        if self.runtime == "onnx" and self.folder is not None:
-            bundle_folder.read_manifest(self.folder)  # copy nothing that was damaged since loading
-            files = {name: (self.folder / name).read_bytes() for name in manifest.file_names()}
-        else:
-            from codedinv.modules import serialise
+        from codedinv.modules import serialise
 
-            files, errors = serialise(self.modules, manifest, self.anchors)
-            metadata = {**self.metadata, "onnx": errors}
-            manifest = manifest.model_copy(update={"metadata": metadata})
+        files, exported = serialise(self.modules, self._manifest, self.anchors, shared_weights)
+        metadata = {**self.metadata, "onnx": exported}
+        manifest = self._manifest.model_copy(update={"metadata": metadata})
         bundle_folder.write_folder(folder, manifest, files)
-        self.metadata = manifest.metadata
+        self.metadata = metadata
         self.folder = folder
         return folder
 

@@ -3,12 +3,14 @@
 The TorchScript exporter (`dynamo=False`) is used: it takes any of our networks (convolution, ELU,
 add, space-to-depth, batch norm, linear, mean) and needs nothing but onnx, while the newer exporter
 of torch 2.9 and later needs onnxscript as well. Weights lie inside each file, so that it can be
-copied elsewhere (a Triton model repository) alone.
+copied elsewhere (a Triton model repository) alone, or in a safetensors file beside several.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import warnings
 from typing import Any
 
@@ -21,6 +23,7 @@ from codedinv.errors import BundleError
 
 OPSET = 17  # the lowest with all that is needed: older runtimes can load the files
 TOLERANCE = 1e-4
+_SMALLEST_SHARED = 1024  # bytes; a reference itself takes about 80
 # The exporter warns of each Python branch on a shape; the check at another batch size is the proof.
 _TRACER_WARNING = torch.jit.TracerWarning  # type: ignore[attr-defined]  # not in its __all__
 
@@ -70,6 +73,40 @@ def to_onnx(
             f"its largest output (allowed: {TOLERANCE:g}); it was not written"
         )
     return content, error
+
+
+def with_shared_weights(content: bytes, safetensors: bytes, location: str) -> bytes:
+    """Lets an ONNX file refer to a safetensors file for the weights that both hold.
+
+    Both formats store plain little-endian numbers, so ONNX's external data can point into the other
+    file; a weight is found there by its bytes. Runtimes load such a file by its path, with the
+    safetensors file beside it.
+
+    Args:
+        content: of an ONNX file.
+        safetensors: content of the safetensors file.
+        location: its name.
+
+    Returns:
+        The smaller ONNX file. Weights that the other lacks, and small ones, stay inside.
+    """
+    header_size = int.from_bytes(safetensors[:8], "little")
+    offsets = {}
+    for name, entry in json.loads(safetensors[8 : 8 + header_size]).items():
+        if name != "__metadata__":
+            start, end = (8 + header_size + offset for offset in entry["data_offsets"])
+            offsets[hashlib.sha256(safetensors[start:end]).digest()] = start
+    model = onnx.load_from_string(content)
+    for tensor in model.graph.initializer:
+        start = offsets.get(hashlib.sha256(tensor.raw_data).digest())
+        if start is None or len(tensor.raw_data) < _SMALLEST_SHARED:
+            continue
+        entries = {"location": location, "offset": start, "length": len(tensor.raw_data)}
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in entries.items():
+            tensor.external_data.add(key=key, value=str(value))
+    return bytes(model.SerializeToString())
 
 
 def relative_error(content: bytes, x: NDArray[Any], expected: NDArray[Any]) -> float:

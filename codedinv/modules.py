@@ -27,7 +27,7 @@ from codedinv.bundle_folder import (
 )
 from codedinv.coding import Code
 from codedinv.errors import BundleError
-from codedinv.export import OPSET, to_onnx
+from codedinv.export import OPSET, to_onnx, with_shared_weights
 from codedinv.nn import build_backbone, build_encoder, build_head
 from codedinv.nn.macs import macs
 
@@ -164,12 +164,19 @@ def load_modules(folder: Path, manifest: Manifest) -> TorchModules:
 
 
 def serialise(
-    modules: TorchModules, manifest: Manifest, anchors: Anchors
+    modules: TorchModules, manifest: Manifest, anchors: Anchors, shared_weights: bool
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Makes the files of a bundle, with every ONNX graph checked against torch.
 
+    Args:
+        modules: the networks.
+        manifest: of the bundle.
+        anchors: of the bundle; the networks are checked on them.
+        shared_weights: let the ONNX files refer to the safetensors file for their weights.
+
     Returns:
-        {file name: content}, and what was found: {"opset", "relative_error": {file name: float}}.
+        {file name: content}, and what was found: {"opset", "shared_weights", "relative_error":
+        {file name: float}}.
 
     Raises:
         BundleError: an exported graph differs from its module by more than 1e-4.
@@ -189,14 +196,20 @@ def serialise(
     weights |= {f"encoder.{key}": value for key, value in modules.encoder.state_dict().items()}
     for task, head in modules.heads.items():
         weights |= {f"head.{task}.{key}": value for key, value in head.state_dict().items()}
-    plain = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+    stored_weights = save({key: t.detach().cpu().contiguous() for key, t in weights.items()})
     files = {
-        WEIGHTS: save(plain),
+        WEIGHTS: stored_weights,
         ANCHORS: save({"queries": stored, "embeddings": torch.from_numpy(anchors.embeddings)}),
-        **{file: content for file, (content, _) in exports.items()},
     }
+    for file, (content, _) in exports.items():
+        shared = (
+            with_shared_weights(content, stored_weights, WEIGHTS) if shared_weights else content
+        )
+        files[file] = shared
     errors = {file: error for file, (_, error) in exports.items()}
-    return files, {"opset": OPSET, "relative_error": errors}
+    return files, {
+        "opset": OPSET, "shared_weights": shared_weights, "relative_error": errors,
+    }  # fmt: skip
 
 
 def _served_copy(module: nn.Module) -> nn.Module:

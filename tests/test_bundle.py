@@ -383,6 +383,23 @@ def test_a_model_that_was_loaded_can_be_saved_again(
     np.testing.assert_allclose(again.encode(groups), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_shared_weights_halve_a_bundle_and_change_no_answer(
+    small_bundle: Path, tmp_path: Path, groups: np.ndarray
+) -> None:
+    before = CodedModel.load(small_bundle)
+    CodedModel.load(small_bundle).save(tmp_path / "shared", shared_weights=True)
+    own, shared = file_sizes(small_bundle), file_sizes(tmp_path / "shared")
+    networks = [name for name in own if name.endswith(".onnx")]
+    assert sum(shared[name] for name in networks) < 0.5 * sum(own[name] for name in networks)
+    for runtime in ("onnx", "torch"):
+        after = CodedModel.load(tmp_path / "shared", runtime=runtime)
+        embeddings = after.embed(groups[:, 0])
+        np.testing.assert_allclose(embeddings, before.embed(groups[:, 0]), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            after.head(embeddings), before.head(embeddings), rtol=1e-4, atol=1e-5
+        )
+
+
 def test_saving_replaces_a_bundle_and_leaves_nothing_beside_it(copied_bundle: Path) -> None:
     model = CodedModel.load(copied_bundle, runtime="torch")
     model.metadata["metrics"] = {"A_n": 1.0}

@@ -199,17 +199,22 @@ def evaluate(
 def export(
     model: Annotated[str, typer.Argument(help="A bundled name or a bundle's folder.")],
     out: Annotated[Path, typer.Argument(help="Folder to write the bundle to; replaced if one.")],
+    shared_weights: Annotated[
+        bool,
+        typer.Option(help="Let the ONNX files refer to weights.safetensors: half the size."),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Write a model as a bundle, its ONNX files made anew from the weights and checked.
 
-    Each ONNX file is self-contained and can be served by any ONNX server: backbone.onnx takes
-    `query` to `embedding`, encoder.onnx `queries` to `parity_queries`, head_TASK.onnx `embedding`
-    to TASK; float32, any batch size. Each is compared with torch to 1e-4 before it is written.
+    Each ONNX file is self-contained (without `--shared-weights`) and can be served by any ONNX
+    server: backbone.onnx takes `query` to `embedding`, encoder.onnx `queries` to `parity_queries`,
+    head_TASK.onnx `embedding` to TASK; float32, any batch size. Each is compared with torch to 1e-4
+    before it is written.
     """
     from codedinv.cli.export import run_export
 
-    run_export(model, out, json)
+    run_export(model, out, shared_weights, json)
 
 
 @train.command("classifier")

@@ -12,10 +12,10 @@ from codedinv.bundle import CodedModel
 from codedinv.bundle_folder import file_sizes
 
 
-def run_export(name_or_folder: str, out: Path, as_json: bool) -> None:
+def run_export(name_or_folder: str, out: Path, shared_weights: bool, as_json: bool) -> None:
     """Loads a model's weights into torch, exports and checks every network, writes a bundle."""
     model = CodedModel.load(name_or_folder, runtime="torch")
-    folder = model.save(out)
+    folder = model.save(out, shared_weights)
     sizes, onnx = file_sizes(folder), model.metadata["onnx"]
     if as_json:
         print(json.dumps({"folder": str(folder), "files": sizes, "onnx": onnx}, indent=1))
