@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -93,6 +93,8 @@ def variants(
                 if kernel == "power" and dtype != torch.float32:
                     continue
                 tuning = stage_tuning(kernel, stage, dtype)
+                if kernel == "power":
+                    tuning = replace(tuning, num_warps=4, num_stages=2)
                 if kernel in ("block", "band"):
                     bands = bands_for(stage, 1, _MULTIPROCESSORS) if kernel == "band" else 1
                     values = {**vars(tuning), "bands": bands}
@@ -109,9 +111,7 @@ def compile_variant(variant: Variant, arch: int) -> Resources:
     signature = {name: _type_of(name, pointers, constants) for name in names}
     # As the launcher would find: whole-tensor pointers are 16-byte aligned.
     attributes = {
-        (index,): [["tt.divisibility", 16]]
-        for index, name in enumerate(names)
-        if name in pointers
+        (index,): [["tt.divisibility", 16]] for index, name in enumerate(names) if name in pointers
     }
     source = ASTSource(function, signature, constants, attributes)
     options = {
@@ -143,14 +143,15 @@ def _plan(variant: Variant) -> tuple[triton.JITFunction, dict[str, object], dict
     if variant.kernel == "power":
         return spectral_norm.power_kernel, *spectral_norm.aot_arguments(stage, tuning)
     narrow = ("x", "y", "out", "activated", "inner", "hidden", "w1", "w2", "w3")
-    pointers = {name: f"*{element}" for name in narrow}
-    pointers |= {name: "*fp32" for name in ("b1", "b2", "b3", "states", "buffers", "residual")}
+    pointers = dict.fromkeys(narrow, f"*{element}")
+    pointers |= dict.fromkeys(("b1", "b2", "b3", "states", "buffers", "residual"), "*fp32")
     pointers |= {"leading": "*i32", "iterations": "*i32"}
     constants: dict[str, object] = {
         "C": stage.channels, "P": padded_width(stage.channels),
         "HIDDEN": stage.hidden, "N": padded_width(stage.hidden),
         "H": stage.height, "W": stage.width, "IMAGES": tuning.images,
-        "BLOCK_M": tuning.block_m, "BLOCK_N": tuning.block_n, "BLOCK_K1": tuning.block_k1, "BLOCK_K3": tuning.block_k3,
+        "BLOCK_M": tuning.block_m, "BLOCK_N": tuning.block_n,
+        "BLOCK_K1": tuning.block_k1, "BLOCK_K3": tuning.block_k3,
         "PRECISION": tuning.precision, "UPCAST": False,
         # Strides that the launcher would specialise for a channels-last input.
         "x_channel": 1, "y_channel": 1, "out_channel": 1,
@@ -159,9 +160,7 @@ def _plan(variant: Variant) -> tuple[triton.JITFunction, dict[str, object], dict
         function = residual.block_kernel
         constants |= {"BANDS": tuning.bands, "LEADING": True}
     else:
-        constants |= {
-            "K1": _padded_k(stage.channels), "K3": _padded_k(stage.hidden),
-        }  # fmt: skip
+        constants |= {"K1": _padded_k(stage.channels), "K3": _padded_k(stage.hidden)}
         function = residual.stage_kernel
         if variant.kernel in ("inversion", "anderson"):
             function = inversion.invert_kernel
@@ -207,6 +206,19 @@ def _resource_usage(cubin: bytes) -> tuple[int, int, int]:
     return registers, stack, local
 
 
+def _report(resources: Resources, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({**asdict(resources), "spills": resources.spills}), flush=True)
+        return
+    matrix = " ".join(f"{kind} {count}" for kind, count in resources.tensor_core.items())
+    print(
+        f"{resources.variant:36s} sm_{resources.arch:<4d} {resources.warps} warps "
+        f"{resources.registers:4d} registers {resources.stack_bytes:5d} stack "
+        f"{resources.shared_bytes / 1024:6.1f} KiB shared  {matrix or '-'}",
+        flush=True,
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Prints a table (or JSON) of the resources of the chosen variants."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m codedinv.kernels.aot")
@@ -217,25 +229,25 @@ def main(arguments: list[str] | None = None) -> int:
         "--dtype", nargs="+", choices=["float32", "bfloat16", "float16"],
         default=["float32", "bfloat16"],
     )  # fmt: skip
+    parser.add_argument(
+        "--variant", nargs="+", metavar="KERNEL:STAGE:DTYPE:ARCH", help="these, and no others"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
+    if options.variant:
+        for text in options.variant:
+            kernel, name, dtype, arch = text.split(":")
+            stage = next(stage for stage in STAGES if str(stage) == name)
+            [variant] = variants((kernel,), (stage,), (getattr(torch, dtype),))
+            _report(compile_variant(variant, int(arch)), options.json)
+        return 0
     stages = STAGES
     if options.stage:
         stages = tuple(stage for stage in STAGES if str(stage) in options.stage)
     dtypes = tuple(getattr(torch, name) for name in options.dtype)
     for variant in variants(tuple(options.kernel), stages, dtypes):
         for arch in options.arch:
-            resources = compile_variant(variant, arch)
-            if options.json:
-                print(json.dumps({**asdict(resources), "spills": resources.spills}), flush=True)
-                continue
-            matrix = " ".join(f"{kind} {count}" for kind, count in resources.tensor_core.items())
-            print(
-                f"{resources.variant:36s} sm_{arch:<4d} {resources.warps} warps "
-                f"{resources.registers:4d} registers {resources.stack_bytes:5d} stack "
-                f"{resources.shared_bytes / 1024:6.1f} KiB shared  {matrix or '-'}",
-                flush=True,
-            )
+            _report(compile_variant(variant, arch), options.json)
     return 0
 
 

@@ -97,8 +97,8 @@ def anderson_step(
 
 @triton.jit
 def invert_kernel(
-    y, out, iterations, residual, buffers, activated, inner, hidden, w1, b1, w2, b2, w3, b3, leading,
-    batch, blocks, tolerance, max_iter,
+    y, out, iterations, residual, buffers, activated, inner, hidden,
+    w1, b1, w2, b2, w3, b3, leading, batch, blocks, tolerance, max_iter,
     y_image, y_pixel, y_channel, out_image, out_pixel, out_channel,
     C: tl.constexpr, P: tl.constexpr, HIDDEN: tl.constexpr, N: tl.constexpr,
     K1: tl.constexpr, K3: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
@@ -132,7 +132,7 @@ def invert_kernel(
             C, P, PIXELS, IMAGES, BLOCK_M,
         )  # fmt: skip
         tl.debug_barrier()
-        for reverse in range(0, blocks):
+        for reverse in range(blocks):
             block = blocks - 1 - reverse
             begins_with_elu = tl.load(leading + block) != 0
             activate(
@@ -162,6 +162,7 @@ def invert_kernel(
                     current = tl.where(iteration == 0, latest, 3)
                 step2 = tl.zeros([IDS], dtype=tl.float32)
                 norm2 = tl.zeros([IDS], dtype=tl.float32)
+                goal2 = tl.zeros([IDS], dtype=tl.float32)
                 secant = tl.zeros([IDS], dtype=tl.float32)
                 secant2 = tl.zeros([IDS], dtype=tl.float32)
                 for start in range(0, IMAGES * PIXELS, BLOCK_M):
@@ -183,15 +184,14 @@ def invert_kernel(
                     step = new - old
                     step2 += sum_per_image(tl.sum(step * step, axis=1), image, ids)
                     norm2 += sum_per_image(tl.sum(new * new, axis=1), image, ids)
+                    goal2 += sum_per_image(tl.sum(goal * goal, axis=1), image, ids)
                     frozen = (of_image(done, image, ids) != 0)[:, None]
                     if ANDERSON:
                         old = tl.load(buffers + latest * SIZE + at, mask=mask, other=0.0)
                         parity = iteration % 2
                         # A tile of iterations: the interpreter has no scalar mask.
                         seen = mask & (at * 0 + iteration > 0)
-                        before = tl.load(
-                            buffers + (5 - parity) * SIZE + at, mask=seen, other=0.0
-                        )
+                        before = tl.load(buffers + (5 - parity) * SIZE + at, mask=seen, other=0.0)
                         tl.store(buffers + (4 + parity) * SIZE + at, step, mask=mask)
                         moved = step - before
                         secant += sum_per_image(tl.sum(step * moved, axis=1), image, ids)
@@ -214,7 +214,7 @@ def invert_kernel(
                         C, P, PIXELS, IMAGES, BLOCK_M,
                     )  # fmt: skip
                     tl.debug_barrier()
-                relative = tl.sqrt(step2) / (tl.sqrt(norm2) + 1e-12)
+                relative = tl.sqrt(step2) / (tl.sqrt(tl.maximum(norm2, goal2)) + 1e-12)
                 # Not a number counts as infinitely far, so a diverging image is never done.
                 relative = tl.where(relative <= 3.0e38, relative, float("inf"))
                 iteration += 1

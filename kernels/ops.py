@@ -83,8 +83,8 @@ def invert(
     Args:
         y: [B, C, H, W].
         blocks: (weights, leading_elu) in forward order, all of one shape.
-        tol: relative step ||x_new - x|| / ||x_new|| at which an image is done with a block;
-            clamped to what the dtype can reach.
+        tol: relative step ||x_new - x|| / max(||x_new||, ||y||) at which an image is done with a
+            block; clamped to what the dtype can reach.
         max_iter: iterations an image may spend on one block.
         anderson: accelerate by mixing the last two iterates.
 
@@ -201,9 +201,10 @@ def _pixelwise(x: Tensor) -> Tensor:
     return x if dense else x.contiguous()
 
 
-def _card(x: Tensor) -> tuple[str | None, int]:
+def _card(x: Tensor) -> tuple[str, int]:
+    """(name, multiprocessors) of the device that x is on."""
     if x.device.type != "cuda":
-        return None, 1
+        return tuning.INTERPRETER, 1
     properties = torch.cuda.get_device_properties(x.device)
     return properties.name, properties.multi_processor_count
 
@@ -270,7 +271,15 @@ def _invert(
     blocks = _blocks(weights, leading)
     hidden = weights[0].shape[0]
     if not _kernels_apply(y, hidden):
-        x, iterations, residual = reference.invert(y, blocks, tolerance, max_iter, anderson)
+        # In float32 as the kernel keeps x, or half precisions could not reach their tolerance.
+        exact = torch.promote_types(y.dtype, torch.float32)
+        blocks = [
+            (tuple(tensor.to(exact) for tensor in parts), flag)  # type: ignore[misc]
+            for parts, flag in blocks
+        ]
+        x, iterations, residual = reference.invert(
+            y.to(exact), blocks, tolerance, max_iter, anderson
+        )
         return out.copy_(x), iterations, residual
     from . import inversion
 

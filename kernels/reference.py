@@ -50,7 +50,8 @@ def invert(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Inverts `residual_blocks`, block by block from the last, each image on its own.
 
-    Iterates x <- y - F(x) from x = y until ||x_new - x|| <= tol ||x_new|| or max_iter is reached.
+    Iterates x <- y - F(x) from x = y until the relative step ||x_new - x|| / max(||x_new||, ||y||)
+    is at most tol or max_iter is reached (relative to y too: rounding in y - F(x) is).
     An image that failed a block is left as it is by the blocks before it.
 
     Args:
@@ -95,12 +96,13 @@ def _invert_block(
     for _ in range(max_iter):
         image = y[rows] - residual_branch(x, weights, leading_elu)
         step = image - x
-        size = step.flatten(1).norm(dim=1) / (image.flatten(1).norm(dim=1) + 1e-12)
+        size = image.flatten(1).norm(dim=1).maximum(y[rows].flatten(1).norm(dim=1))
+        relative = step.flatten(1).norm(dim=1) / (size + 1e-12)
         iterations[rows] += 1
-        residual[rows] = torch.nan_to_num(size, nan=float("inf"), posinf=float("inf")).float()
+        residual[rows] = torch.nan_to_num(relative, nan=float("inf"), posinf=float("inf")).float()
         result = result.index_copy(0, rows, image)
         x = image if not anderson or before is None else _anderson(image, step, *before)
-        active = ~(size <= tol)
+        active = ~(relative <= tol)
         rows, x, before = rows[active], x[active], (image[active], step[active])
         if rows.numel() == 0:
             break

@@ -110,7 +110,7 @@ def stage_kernel(
             value = tl.where(begins_with_elu, elu(value), value)
             tl.store(activated + local, value.to(activated.dtype.element_ty), mask=mask)
         tl.debug_barrier()
-        for block in range(0, blocks):
+        for block in range(blocks):
             hidden_pass(
                 activated, PIXELS * C, C, 1, inner, hidden,
                 w1 + block * (K1 * N), b1 + block * N, w2 + block * (N * N), b2 + block * N,
@@ -128,7 +128,8 @@ def stage_kernel(
                 row = (m // W) % H
                 col = m % W
                 valid = image < count
-                acc = tl.zeros([BLOCK_M, P], dtype=tl.float32) + tl.load(b3 + block * P + n)[None, :]
+                bias = tl.load(b3 + block * P + n)
+                acc = tl.zeros([BLOCK_M, P], dtype=tl.float32) + bias[None, :]
                 acc = convolve(
                     acc, hidden, m * HIDDEN, row, col, valid, HIDDEN, 1, w3 + block * (K3 * P),
                     HIDDEN, P, P, H, W, BLOCK_K3, False, PRECISION, UPCAST,

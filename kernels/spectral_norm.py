@@ -39,7 +39,7 @@ def apply_operator(
     CHUNKS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     TILES: tl.constexpr = (H * W + BLOCK_M - 1) // BLOCK_M
     total = tl.zeros([BLOCK_M], dtype=tl.float32)
-    for tile in range(0, TILES * CHUNKS):
+    for tile in range(TILES * CHUNKS):
         m = (tile // CHUNKS) * BLOCK_M + tl.arange(0, BLOCK_M)
         n = (tile % CHUNKS) * BLOCK_N + tl.arange(0, BLOCK_N)
         acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
@@ -69,33 +69,33 @@ def apply_operator(
 @triton.jit
 def power_kernel(
     weights, vectors, images, sigma, iterations,
-    C: tl.constexpr, O: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
+    C: tl.constexpr, OUT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
     H: tl.constexpr, W: tl.constexpr, TAPS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program g: vectors[g] [C, H, W] advanced in place and normalised; sigma[g]. images: scratch
-    [convolutions, O, H, W]; weights: [convolutions, O, C, side, side]."""
+    [convolutions, OUT, H, W]; weights: [convolutions, OUT, C, side, side]."""
     group = tl.program_id(0).to(tl.int64)
-    weight = weights + group * (O * C * TAPS)
+    weight = weights + group * (OUT * C * TAPS)
     vector = vectors + group * (C * H * W)
-    image = images + group * (O * H * W)
+    image = images + group * (OUT * H * W)
     scale = 1.0
-    for _ in range(0, iterations):
+    for _ in range(iterations):
         apply_operator(
             vector, image, weight, TAPS, C * TAPS, scale,
-            C, O, BLOCK_O, H, W, TAPS, 1, BLOCK_M, BLOCK_K, PRECISION,
+            C, OUT, BLOCK_O, H, W, TAPS, 1, BLOCK_M, BLOCK_K, PRECISION,
         )  # fmt: skip
         tl.debug_barrier()
         norm2 = apply_operator(
             image, vector, weight, C * TAPS, TAPS, 1.0,
-            O, C, BLOCK_C, H, W, TAPS, -1, BLOCK_M, BLOCK_K, PRECISION,
+            OUT, C, BLOCK_C, H, W, TAPS, -1, BLOCK_M, BLOCK_K, PRECISION,
         )  # fmt: skip
         tl.debug_barrier()
         # Normalised when next read: the operator is linear, so that saves a pass.
         scale = 1.0 / (tl.sqrt(norm2) + 1e-12)
     norm2 = apply_operator(
         vector, image, weight, TAPS, C * TAPS, scale,
-        C, O, BLOCK_O, H, W, TAPS, 1, BLOCK_M, BLOCK_K, PRECISION,
+        C, OUT, BLOCK_O, H, W, TAPS, 1, BLOCK_M, BLOCK_K, PRECISION,
     )  # fmt: skip
     tl.store(sigma + group, tl.sqrt(norm2))
     tl.debug_barrier()
@@ -160,7 +160,7 @@ def _constants(
     channels: int, outputs: int, height: int, width: int, taps: int
 ) -> dict[str, object]:
     return {
-        "C": channels, "O": outputs,
+        "C": channels, "OUT": outputs,
         "BLOCK_C": min(padded_width(channels), LARGEST_BLOCK_N),
         "BLOCK_O": min(padded_width(outputs), LARGEST_BLOCK_N),
         "H": height, "W": width, "TAPS": taps,
@@ -170,7 +170,7 @@ def _constants(
 
 def aot_arguments(stage: Stage, _: StageTuning) -> tuple[dict[str, object], dict[str, str]]:
     """(constexprs, pointer types) of the kernel for a stage's first convolution."""
-    pointers = {name: "*fp32" for name in ("weights", "vectors", "images", "sigma")}
+    pointers = dict.fromkeys(("weights", "vectors", "images", "sigma"), "*fp32")
     return _constants(stage.channels, stage.hidden, stage.height, stage.width, 9), pointers
 
 

@@ -52,7 +52,7 @@ def convolve(
     if C % BLOCK_K == 0:
         # A chunk of K lies within one tap: the mask is per pixel and rows of loads are contiguous.
         CHUNKS: tl.constexpr = C // BLOCK_K
-        for chunk in range(0, 9 * CHUNKS):
+        for chunk in range(9 * CHUNKS):
             tap = chunk // CHUNKS
             down = tap // 3 - 1
             right = tap % 3 - 1
@@ -139,7 +139,7 @@ def hidden_pass(
     else:
         CHUNKS: tl.constexpr = HIDDEN // BLOCK_N
         TILES: tl.constexpr = (IMAGES * ROWS * W + BLOCK_M - 1) // BLOCK_M
-        for tile in range(0, TILES * CHUNKS):
+        for tile in range(TILES * CHUNKS):
             m = (tile // CHUNKS) * BLOCK_M + tl.arange(0, BLOCK_M)
             n = (tile % CHUNKS) * BLOCK_N + tl.arange(0, BLOCK_N)
             image = m // (ROWS * W)
@@ -160,7 +160,7 @@ def hidden_pass(
             )
         # The next loop reads whole rows, of which other threads have stored parts.
         tl.debug_barrier()
-        for tile in range(0, TILES * CHUNKS):
+        for tile in range(TILES * CHUNKS):
             m = (tile // CHUNKS) * BLOCK_M + tl.arange(0, BLOCK_M)
             n = (tile % CHUNKS) * BLOCK_N + tl.arange(0, BLOCK_N)
             row = first_row + (m // W) % ROWS
