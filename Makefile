@@ -49,8 +49,8 @@ build/%/CMakeCache.txt: CMakeLists.txt csrc/tests/CMakeLists.txt | $(STAMP)
 
 test-cpp: $(STAMP) $(SANITIZED:%=%/CMakeCache.txt) ## the C++ tests alone
 	@for build in $(SANITIZED); do \
-	  $(BIN)/cmake --build $$build --parallel && \
-	  $(BIN)/ctest --test-dir $$build --output-on-failure || exit 1; \
+	  env -u MAKEFLAGS -u MAKELEVEL $(BIN)/cmake --build $$build --parallel && \
+	  $(BIN)/ctest --test-dir $$build --parallel 2 --output-on-failure || exit 1; \
 	done
 
 bench: $(STAMP) ## CPU benchmarks; receipts in benchmarks/receipts/
