@@ -2,6 +2,9 @@
 
 Events in, actions out (`events.py`, `actions.py`). The server, the simulator and the tests run this
 same code. An event costs a few microseconds times n, whatever the number of workers.
+
+Longer than other files here: the decisions share one state and contradict each other easily, so
+they are read side by side.
 """
 
 from __future__ import annotations

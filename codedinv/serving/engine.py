@@ -177,7 +177,8 @@ class Engine:
             self._pool.close(_WORKERS_END_S)
         except BaseException as error:
             self._break_down(error)
-        self.settled.set()
+        finally:
+            self.settled.set()
 
     def _turn(self) -> None:
         """Waits for something to happen, and does all that follows from it."""
