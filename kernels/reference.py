@@ -87,25 +87,33 @@ def _invert_block(
     y: Tensor, weights: BlockWeights, leading_elu: bool, tol: float, max_iter: int, anderson: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch = y.shape[0]
-    result = y.clone()
+    result = torch.empty_like(y)
     iterations = torch.zeros(batch, dtype=torch.int32, device=y.device)
-    residual = torch.full((batch,), float("inf"), device=y.device)
+    residual = torch.zeros(batch, dtype=torch.float32, device=y.device)
     rows = torch.arange(batch, device=y.device)
+    size = y.flatten(1).norm(dim=1)
     x = y
     before: tuple[Tensor, Tensor] | None = None
-    for _ in range(max_iter):
-        image = y[rows] - residual_branch(x, weights, leading_elu)
+    for iteration in range(1, max_iter + 1):
+        image = y - residual_branch(x, weights, leading_elu)
         step = image - x
-        size = image.flatten(1).norm(dim=1).maximum(y[rows].flatten(1).norm(dim=1))
-        relative = step.flatten(1).norm(dim=1) / (size + 1e-12)
-        iterations[rows] += 1
-        residual[rows] = torch.nan_to_num(relative, nan=float("inf"), posinf=float("inf")).float()
-        result = result.index_copy(0, rows, image)
+        relative = step.flatten(1).norm(dim=1) / (
+            image.flatten(1).norm(dim=1).maximum(size) + 1e-12
+        )
         x = image if not anderson or before is None else _anderson(image, step, *before)
         active = ~(relative <= tol)
-        rows, x, before = rows[active], x[active], (image[active], step[active])
-        if rows.numel() == 0:
-            break
+        if iteration == max_iter or not bool(active.all()):
+            ended = torch.ones_like(active) if iteration == max_iter else ~active
+            result[rows[ended]] = image[ended]
+            iterations[rows[ended]] = iteration
+            residual[rows[ended]] = (
+                relative[ended].nan_to_num(nan=float("inf"), posinf=float("inf")).float()
+            )
+            rows, y, size, x = rows[active], y[active], size[active], x[active]
+            image, step = image[active], step[active]
+            if rows.numel() == 0:
+                break
+        before = (image, step)
     return result, iterations, residual
 
 

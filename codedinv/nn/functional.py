@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from codedinv import kernels
+import codedinv.kernels as kernels
 from codedinv.kernels import reference
 
 Backend = Literal["auto", "torch", "triton"]

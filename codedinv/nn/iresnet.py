@@ -16,16 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codedinv.errors import NotConverged
+from codedinv.nn import functional
 from codedinv.nn.lipschitz import NormCertificate, bake_operator_norm, bound_operator_norm
-
-# Relative fixed-point step that each dtype can reach with a margin; smaller tolerances are
-# clamped to it, since waiting for them would only ever end at the iteration limit.
-REACHABLE_STEP = {
-    torch.float64: 1e-14,
-    torch.float32: 2e-7,
-    torch.float16: 2e-3,
-    torch.bfloat16: 1e-2,
-}
 
 
 @dataclass(frozen=True)
@@ -189,37 +181,6 @@ class InvertibleBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.branch(x)
 
-    def inverse(
-        self, y: Tensor, tolerance: float, max_iter: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Solves x = y - F(x) for each sample until its relative step is below the tolerance.
-
-        Returns:
-            x like y; iterations [B]; last relative step [B]; converged [B].
-        """
-        batch = y.shape[0]
-        x = y - self.branch(y)
-        iterations = torch.ones(batch, dtype=torch.int64, device=y.device)
-        residual = torch.full((batch,), float("inf"), device=y.device)
-        active = torch.arange(batch, device=y.device)
-        size = y.flatten(1).norm(dim=1).clamp(min=1e-12)
-        for _ in range(max_iter - 1):
-            if active.numel() == 0:
-                break
-            current = x[active]
-            updated = y[active] - self.branch(current)
-            step = (updated - current).flatten(1).norm(dim=1)
-            # Rounding in y - F(x) is relative to y: where x is nearly zero and y is not, a step
-            # relative to x alone would never get small.
-            step = step / torch.maximum(updated.flatten(1).norm(dim=1), size[active])
-            x = x.index_copy(0, active, updated)
-            residual = residual.index_copy(0, active, step.to(residual.dtype))
-            iterations[active] += 1
-            active = active[~(step <= tolerance)]
-        converged = torch.ones(batch, dtype=torch.bool, device=y.device)
-        converged[active] = False
-        return x, iterations, residual, converged
-
 
 class IResNet(nn.Module):
     """Invertible residual network: query [B, C, H, W] in [0, 1] -> embedding, and back.
@@ -227,12 +188,19 @@ class IResNet(nn.Module):
     Args:
         config: see IResNetConfig.
         bounded: True in training (spectral-norm parametrization), False for baked weights.
+        backend: of baked forwards and all inverses, see codedinv.nn.functional.
     """
 
-    def __init__(self, config: IResNetConfig, bounded: bool = True) -> None:
+    def __init__(
+        self,
+        config: IResNetConfig,
+        bounded: bool = True,
+        backend: functional.Backend = "auto",
+    ) -> None:
         super().__init__()
         self.config = config
         self.bounded = bounded
+        self.backend = backend
         channels, height, width = config.input_shape
         height, width = height + 2 * config.padding, width + 2 * config.padding
         layers: list[nn.Module] = [Normalise(config.mean, config.std, config.padding)]
@@ -265,10 +233,38 @@ class IResNet(nn.Module):
     def config_dict(self) -> dict[str, Any]:
         return {"kind": "iresnet", **asdict(self.config)}
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _runs(self) -> list[tuple[nn.Module, list[InvertibleBlock]]]:
+        """(layer, []), or (first block, all blocks) of one shape, in forward order."""
+        runs: list[tuple[nn.Module, list[InvertibleBlock]]] = []
         for layer in self.layers:
-            x = layer(x)
+            if not isinstance(layer, InvertibleBlock):
+                runs.append((layer, []))
+                continue
+            last = runs[-1][1] if runs else []
+            if not last or last[0].conv1.out_channels != layer.conv1.out_channels:
+                last = []
+                runs.append((layer, last))
+            last.append(layer)
+        return runs
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer, stage in self._runs():
+            if not stage:
+                x = layer(x)
+            elif self._takes_kernels(x, stage):
+                pairs = [(block.weights, block.leading_elu) for block in stage]
+                x = functional.residual_blocks(x, pairs, "triton")
+            else:
+                for block in stage:
+                    x = block(x)
         return x
+
+    def _takes_kernels(self, x: Tensor, stage: list[InvertibleBlock]) -> bool:
+        """Whether a stage's forward goes to the kernels; bounded weights are still in training."""
+        if self.bounded or self.backend == "torch":
+            return False
+        pairs = [(stage[0].weights, stage[0].leading_elu)]
+        return functional.chosen_backend("forward", x, pairs, self.backend) == "triton"
 
     @torch.no_grad()
     def inverse(
@@ -295,14 +291,14 @@ class IResNet(nn.Module):
         """
         if z.ndim != 4 or tuple(z.shape[1:]) != self.embedding_shape:
             raise ValueError(f"z: expected (B, *{self.embedding_shape}), got {tuple(z.shape)}")
-        tolerance = max(tol, REACHABLE_STEP[z.dtype])
         batch = z.shape[0]
         iterations = torch.zeros(batch, dtype=torch.int64, device=z.device)
         residual = torch.zeros(batch, device=z.device)
         converged = torch.ones(batch, dtype=torch.bool, device=z.device)
-        for layer in reversed(self.layers):
-            if isinstance(layer, InvertibleBlock):
-                z, steps, step, done = layer.inverse(z, tolerance, max_iter)
+        for layer, stage in reversed(self._runs()):
+            if stage:
+                pairs = [(block.weights, block.leading_elu) for block in stage]
+                z, steps, step, done = functional.invert(z, pairs, tol, max_iter, self.backend)
                 iterations += steps
                 residual = torch.maximum(residual, step.to(residual.dtype))
                 converged &= done
@@ -311,7 +307,7 @@ class IResNet(nn.Module):
         if not bool(converged.all()):
             raise NotConverged(
                 f"{int((~converged).sum())} of {batch} samples did not reach the relative step "
-                f"{tolerance:g} in {max_iter} iterations per block "
+                f"{tol:g} (or what {z.dtype} reaches) in {max_iter} iterations per block "
                 f"(largest left: {float(residual.max()):.3g})"
             )
         return z, SolverStat(iterations, residual, converged)
