@@ -28,6 +28,7 @@ from tests.serving.linear_model import LinearModel
 
 Serve = Callable[..., CodedServer]
 PATIENT = Policy(hang_timeout_s=60.0)
+EXACT = Policy(release="grace", grace_s=60.0)  # eager may reconstruct on a busy machine
 
 
 def wait_until(condition: Callable[[], Any], timeout_s: float = 30.0) -> None:
@@ -58,7 +59,7 @@ def test_every_query_of_a_batch_gets_its_own_answer(
 def test_a_single_query_gives_one_prediction_with_an_output_per_task(
     serve: Serve, linear: LinearModel
 ) -> None:
-    prediction = serve(backend="thread").predict(linear.queries(1)[0])
+    prediction = serve(backend="thread", policy=EXACT).predict(linear.queries(1)[0])
     assert isinstance(prediction, Prediction)
     assert list(prediction.outputs) == ["label", "count"]
     assert prediction.outputs["label"].shape == (10,)
@@ -183,7 +184,7 @@ def test_a_result_that_is_not_finite_is_an_erasure(serve: Serve, linear: LinearM
             z = super().embed(x)
             return np.full_like(z, np.nan) if x[0, 0, 0, 0] == 0.5 else z
 
-    server = serve(Sick(), backend="thread", policy=Policy(retries=1, group_wait_s=30.0))
+    server = serve(Sick(), backend="thread", policy=replace(EXACT, retries=1, group_wait_s=30.0))
     queries = linear.queries(4)
     queries[1, 0, 0, 0] = 0.5
     predictions = server.predict(queries)
@@ -412,7 +413,7 @@ def test_close_ends_what_cannot_be_drained(linear: LinearModel, backend: str) ->
 
 
 def test_a_callback_may_use_the_server_and_even_close_it(linear: LinearModel) -> None:
-    server = CodedServer(linear, backend="thread")
+    server = CodedServer(linear, backend="thread", policy=EXACT)
     seen: list[Any] = []
     called = threading.Event()
 
@@ -470,7 +471,7 @@ def test_a_model_that_was_never_saved_is_served_by_processes_too(serve: Serve) -
 
 
 def test_a_scheme_object_is_taken_as_it_is(serve: Serve, linear: LinearModel) -> None:
-    server = serve(backend="thread", scheme=invertible(linear))
+    server = serve(backend="thread", scheme=invertible(linear), policy=EXACT)
     assert server.scheme.redundancy == 1.25
     assert server.predict(linear.queries(1)[0]).source == "exact"
 
