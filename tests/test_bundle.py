@@ -441,7 +441,7 @@ model.reconstruct({{0: z[0], 1: z[1], 2: z[2], 4: parity}})
 print([name for name in ("torch", "matplotlib", "onnx") if name in sys.modules])
 """
     finished = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=100
     )
     assert finished.stdout.strip() == "[]"
 

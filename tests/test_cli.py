@@ -43,7 +43,7 @@ def test_the_command_line_starts_without_torch() -> None:
         "print([m for m in ('torch', 'numpy', 'matplotlib', 'onnxruntime') if m in sys.modules])"
     )
     finished = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=100
     )
     assert finished.stdout.split()[-1] == "[]"
 
@@ -141,6 +141,7 @@ groups_per_step = 4
 """
 
 
+@pytest.mark.timeout(300)
 def test_two_training_commands_make_a_bundle_that_says_how(
     tmp_path: Path, idx_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,6 +44,7 @@ def test_the_readmes_ten_lines_are_the_quickstart_example() -> None:
 
 
 @needs_bundle
+@pytest.mark.timeout(300)
 def test_the_quickstart_answers_every_query() -> None:
     lines = run_example("quickstart.py").splitlines()
     assert len(lines) == 41
@@ -51,6 +52,7 @@ def test_the_quickstart_answers_every_query() -> None:
 
 
 @needs_bundle
+@pytest.mark.timeout(300)
 def test_a_group_decoded_by_hand_gives_back_the_lost_embedding() -> None:
     shown = run_example("by_hand.py")
     assert float(shown.rsplit(maxsplit=1)[-1]) < 1.0

@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (CodedInvError, ValueError, TypeError, OSError) as error:
         if with_traceback:
             raise
-        print(f"codedinv: {error}", file=sys.stderr)
+        print("codedinv:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(1 if isinstance(error, CodedInvError) else 2)
 
 

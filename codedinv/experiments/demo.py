@@ -26,7 +26,6 @@ from codedinv.experiments.traffic import Answer, Record, poisson_arrivals, send
 from codedinv.serving import CodedServer
 
 SLOW_S = 0.1
-_SLOWED_WORKER = 1
 _BUSY_WITHIN_S = 0.02  # a query just sent reaches a worker in a millisecond or two
 # Shares of the queries; one after the other, as k + 1 workers cover one late or lost result.
 _KILL_AT, _SLOW_AT = 0.25, 0.5
@@ -147,14 +146,18 @@ def _serve(
             warm_up.result()
         live = view.LiveView(label, record, traffic.labels, server.stats, console)
 
-        def slow() -> None:
-            server.pool.slow(_SLOWED_WORKER, SLOW_S)
-            live.event(_SLOWED_WORKER, f"slowed by {1e3 * SLOW_S:.0f} ms")
+        victim = 0
 
         def kill() -> None:
+            nonlocal victim
             victim = _busy_worker(server)
             server.pool.kill(victim)
             live.event(victim, "SIGKILL")
+
+        def slow() -> None:
+            another = (victim + 1) % model.code.n
+            server.pool.slow(another, SLOW_S)
+            live.event(another, f"slowed by {1e3 * SLOW_S:.0f} ms")
 
         events: dict[int, list[Callable[[], None]]] = {}
         events.setdefault(int(_KILL_AT * count), []).append(kill)

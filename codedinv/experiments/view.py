@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
@@ -54,7 +54,7 @@ class LiveView:
         self._start = time.monotonic()
         self._stop = threading.Event()
         self._lines = threading.Thread(target=self._print_lines, daemon=True)
-        self._live = Live(console=console, get_renderable=self._table, refresh_per_second=4)
+        self._live = Live(console=console, get_renderable=self._tables, refresh_per_second=4)
 
     def __enter__(self) -> LiveView:
         self._start = time.monotonic()
@@ -86,7 +86,10 @@ class LiveView:
     def _tally(self) -> Tally:
         return Tally.of(self._record.answers(), self._labels)
 
-    def _table(self) -> Table:
+    def _tables(self) -> Group:
+        return Group(self._answers_table(), self._workers_table())
+
+    def _answers_table(self) -> Table:
         tally = self._tally()
         table = Table(title=f"{self._label}, {time.monotonic() - self._start:.0f} s")
         for heading in ("answered", "exact", "reconstructed", "lost", *QUANTILES):
@@ -100,11 +103,15 @@ class LiveView:
         table.add_row(
             "accuracy", *(_accuracy(tally, source) for source in ("exact", "reconstructed"))
         )
-        states = []
-        for worker, state in enumerate(self._stats().workers):
-            notes = "".join(f" ({note})" for note in self._notes.get(worker, []))
-            states.append(f"{worker}: {state}{notes}")
-        table.caption = "workers   " + "   ".join(states)
+        return table
+
+    def _workers_table(self) -> Table:
+        states = self._stats().workers
+        table = Table()
+        for heading in ("worker", *map(str, range(len(states)))):
+            table.add_column(heading)
+        table.add_row("state", *states)
+        table.add_row("mishap", *(", ".join(self._notes.get(w, [])) for w in range(len(states))))
         return table
 
     def _print_lines(self) -> None:

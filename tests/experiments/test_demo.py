@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.timeout(300)  # of a busy machine; alone it takes some ten seconds
+
 
 @pytest.fixture(scope="module")
 def finished(
@@ -20,7 +22,7 @@ def finished(
         sys.executable, "-m", "codedinv", "demo", "--model", str(small_bundle), "--out", str(out),
         "--data", str(idx_folder), "--queries", "200", "--rate", "80",
     ]  # fmt: skip
-    return out, subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    return out, subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
 
 
 def test_no_query_is_lost_to_a_sigkill(
