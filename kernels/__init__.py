@@ -5,6 +5,7 @@ functions run in plain torch and say so once in the log.
 """
 
 from .ops import (
+    card_of,
     invert,
     invert_detailed,
     power_iteration,
@@ -17,6 +18,7 @@ from .tuning import Stage, measured_faster
 
 __all__ = [
     "Stage",
+    "card_of",
     "invert",
     "invert_detailed",
     "measured_faster",

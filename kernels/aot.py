@@ -25,7 +25,16 @@ from triton.compiler import ASTSource
 
 from .packing import LARGEST_BLOCK_K, padded_width
 from .reference import ANDERSON_REGULARISATION
-from .tuning import DTYPES, STAGES, BlockTuning, Stage, StageTuning, bands_for, stage_tuning
+from .tuning import (
+    DTYPES,
+    STAGES,
+    BlockTuning,
+    Card,
+    Stage,
+    StageTuning,
+    block_tuning,
+    stage_tuning,
+)
 
 KERNELS = ("block", "band", "stage", "inversion", "anderson", "power")
 ARCHITECTURES = (80, 90, 100)
@@ -33,7 +42,7 @@ ARCHITECTURES = (80, 90, 100)
 # Shared memory one program may use, KiB (CUDA programming guide, compute capabilities).
 SHARED_LIMIT_KIB = {80: 163, 90: 227, 100: 227}
 
-# Multiprocessors for which the band variant is cut: an H200's, at batch 1.
+# An H200's; the band variant is cut for batch 1 on it.
 _MULTIPROCESSORS = 132
 
 _TENSOR_CORE = {
@@ -82,25 +91,25 @@ class Resources:
 
 
 def variants(
+    arch: int,
     kernels: tuple[str, ...] = KERNELS,
     stages: tuple[Stage, ...] = STAGES,
     dtypes: tuple[torch.dtype, ...] = DTYPES,
 ) -> Iterator[Variant]:
-    """Every variant that tuning.py would run, without a measured card."""
+    """Every variant that tuning.py would run on an unmeasured card of compute capability `arch`."""
+    card = Card(f"sm_{arch}", _MULTIPROCESSORS, arch)
     for kernel in kernels:
         for stage in stages:
             for dtype in dtypes:
                 if kernel == "power" and dtype != torch.float32:
                     continue
-                tuning = stage_tuning(kernel, stage, dtype)
-                if kernel == "power":
+                tuning = stage_tuning(kernel, stage, dtype, card)
+                if kernel == "block":
+                    tuning = block_tuning(stage, dtype, batch=1024, card=card)
+                elif kernel == "band":
+                    tuning = block_tuning(stage, dtype, batch=1, card=card)
+                elif kernel == "power":
                     tuning = replace(tuning, num_warps=4, num_stages=2)
-                if kernel in ("block", "band"):
-                    bands = bands_for(stage, 1, _MULTIPROCESSORS) if kernel == "band" else 1
-                    values = {**vars(tuning), "bands": bands}
-                    if bands > 1:
-                        values["images"] = 1
-                    tuning = BlockTuning(**values)
                 yield Variant(kernel, stage, dtype, tuning)
 
 
@@ -238,15 +247,15 @@ def main(arguments: list[str] | None = None) -> int:
         for text in options.variant:
             kernel, name, dtype, arch = text.split(":")
             stage = next(stage for stage in STAGES if str(stage) == name)
-            [variant] = variants((kernel,), (stage,), (getattr(torch, dtype),))
+            [variant] = variants(int(arch), (kernel,), (stage,), (getattr(torch, dtype),))
             _report(compile_variant(variant, int(arch)), options.json)
         return 0
     stages = STAGES
     if options.stage:
         stages = tuple(stage for stage in STAGES if str(stage) in options.stage)
     dtypes = tuple(getattr(torch, name) for name in options.dtype)
-    for variant in variants(tuple(options.kernel), stages, dtypes):
-        for arch in options.arch:
+    for arch in options.arch:
+        for variant in variants(arch, tuple(options.kernel), stages, dtypes):
             _report(compile_variant(variant, arch), options.json)
     return 0
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from . import reference, tuning
 from .packing import PackCache, check_blocks
 from .reference import Block, BlockWeights
-from .tuning import Stage
+from .tuning import INTERPRETER, Card, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +138,15 @@ def reachable_tolerance(tol: float, dtype: torch.dtype) -> float:
     return max(tol, REACHABLE_STEP[dtype])
 
 
+def card_of(device: torch.device) -> Card:
+    """What tuning needs to know of a device; INTERPRETER for the CPU."""
+    if device.type != "cuda":
+        return INTERPRETER
+    properties = torch.cuda.get_device_properties(device)
+    capability = 10 * properties.major + properties.minor
+    return Card(properties.name, properties.multi_processor_count, capability)
+
+
 def unsupported(x: Tensor, hidden: int) -> str | None:
     """Why the kernels cannot take x [B, C, H, W] with `hidden` channels; None if they can."""
     if find_spec("triton") is None:
@@ -201,14 +210,6 @@ def _pixelwise(x: Tensor) -> Tensor:
     return x if dense else x.contiguous()
 
 
-def _card(x: Tensor) -> tuple[str, int]:
-    """(name, multiprocessors) of the device that x is on."""
-    if x.device.type != "cuda":
-        return tuning.INTERPRETER, 1
-    properties = torch.cuda.get_device_properties(x.device)
-    return properties.name, properties.multi_processor_count
-
-
 @torch.library.custom_op("codedinv::residual_blocks", mutates_args=())
 def _residual_blocks(x: Tensor, weights: Sequence[Tensor], leading: Sequence[bool]) -> Tensor:
     x = _pixelwise(x)
@@ -222,12 +223,12 @@ def _residual_blocks(x: Tensor, weights: Sequence[Tensor], leading: Sequence[boo
     packed = _packs.get(blocks, x.dtype)
     batch, channels, height, width = x.shape
     stage = Stage(channels, height, width, hidden)
-    card, multiprocessors = _card(x)
-    fused = batch >= tuning.smallest_stage_batch(stage, x.dtype, multiprocessors)
+    card = card_of(x.device)
+    fused = batch >= tuning.smallest_stage_batch(stage, x.dtype, card)
     if fused and len(blocks) > 1:
         residual.run_stage(x, out, packed, tuning.stage_tuning("stage", stage, x.dtype, card))
         return out
-    chosen = tuning.block_tuning(stage, x.dtype, batch, multiprocessors, card)
+    chosen = tuning.block_tuning(stage, x.dtype, batch, card)
     residual.run_block(x, out, packed, 0, chosen)
     spare = torch.empty_like(out) if len(blocks) > 1 else out
     for index in range(1, len(blocks)):
@@ -287,7 +288,7 @@ def _invert(
     iterations = torch.empty(shape, dtype=torch.int32, device=y.device)
     residual = torch.empty(shape, dtype=torch.float32, device=y.device)
     stage = Stage(y.shape[1], y.shape[2], y.shape[3], hidden)
-    chosen = tuning.stage_tuning("inversion", stage, y.dtype, _card(y)[0])
+    chosen = tuning.stage_tuning("inversion", stage, y.dtype, card_of(y.device))
     packed = _packs.get(blocks, y.dtype)
     inversion.run_inversion(
         y, out, iterations, residual, packed, tolerance, max_iter, anderson, chosen
@@ -319,30 +320,55 @@ def _save_inversion(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def
     ctx.save_for_backward(x, *weights)
 
 
-def _invert_backward(ctx, grad, _iterations, _residual):  # type: ignore[no-untyped-def]
+@torch.library.custom_op("codedinv::invert_backward", mutates_args=())
+def _solve_backward(
+    grad: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    leading: Sequence[bool],
+    tolerance: float,
+    max_iter: int,
+) -> list[Tensor]:
     """Implicit differentiation: for y = x + F(x), dL/dy = (I + J^T)^-1 dL/dx, block by block.
 
     The linear system is solved by the fixed point v <- g - J^T v, as contractive as F itself.
+    An operator of its own, since its loop depends on data. Returns dL/dy and dL/dweights.
     """
-    x, *flat = ctx.saved_tensors
     weight_grads: list[Tensor] = []
-    for weights, leading_elu in _blocks(flat, ctx.leading):
-        inputs = [tensor.detach().requires_grad_() for tensor in (x, *weights)]
-        with torch.enable_grad():
-            branch = reference.residual_branch(inputs[0], tuple(inputs[1:]), leading_elu)
+    for parts, leading_elu in _blocks(weights, leading):
+        branch = reference.Linearised(x, parts, leading_elu)
         solution = grad
-        for _ in range(ctx.max_iter):
-            pulled = torch.autograd.grad(branch, inputs[0], solution, retain_graph=True)[0]
-            updated = grad - pulled
+        for _ in range(max_iter):
+            updated = grad - branch.pull(solution)
             step = (updated - solution).norm() / (updated.norm() + 1e-12)
             solution = updated
-            if not step > ctx.tolerance:
+            if not step > tolerance:
                 break
-        grads = torch.autograd.grad(branch, inputs[1:], solution)
-        weight_grads += [-tensor for tensor in grads]
+        weight_grads += [-tensor for tensor in branch.weight_gradients(solution)]
         grad = solution
-        x = x + branch.detach()
-    return grad, weight_grads, None, None, None, None
+        x = x + branch.value
+    # An operator's outputs may not be its inputs.
+    return [grad.clone(), *weight_grads]
+
+
+@_solve_backward.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    leading: Sequence[bool],
+    tolerance: float,
+    max_iter: int,
+) -> list[Tensor]:
+    return [torch.empty_like(grad), *(torch.empty_like(tensor) for tensor in weights)]
+
+
+def _invert_backward(ctx, grad, _iterations, _residual):  # type: ignore[no-untyped-def]
+    x, *weights = ctx.saved_tensors
+    grad_y, *weight_grads = torch.ops.codedinv.invert_backward(
+        grad, x, weights, ctx.leading, ctx.tolerance, ctx.max_iter
+    )
+    return grad_y, weight_grads, None, None, None, None
 
 
 _invert.register_autograd(_invert_backward, setup_context=_save_inversion)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 BlockWeights = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 Block = tuple[BlockWeights, bool]
@@ -36,6 +37,53 @@ def residual_branch(x: Tensor, weights: BlockWeights, leading_elu: bool) -> Tens
     hidden = F.elu(F.conv2d(hidden, w1, b1, padding=1))
     hidden = F.elu(F.conv2d(hidden, w2, b2))
     return F.conv2d(hidden, w3, b3, padding=1)
+
+
+class Linearised:
+    """F and the transpose of its Jacobian at one x, without automatic differentiation.
+
+    Args:
+        x, weights, leading_elu: as in `residual_branch`.
+
+    Attributes:
+        value: F(x).
+    """
+
+    def __init__(self, x: Tensor, weights: BlockWeights, leading_elu: bool) -> None:
+        w1, b1, w2, b2, w3, b3 = weights
+        self._weights = w1, w2, w3
+        self._leading_elu = leading_elu
+        self._h0 = F.elu(x) if leading_elu else x
+        self._h1 = F.elu(F.conv2d(self._h0, w1, b1, padding=1))
+        self._h2 = F.elu(F.conv2d(self._h1, w2, b2))
+        self.value = F.conv2d(self._h2, w3, b3, padding=1)
+
+    def _pull_to_hidden(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """v pulled back to before the second and the first ELU of the branch's inside."""
+        _, w2, w3 = self._weights
+        second = F.conv_transpose2d(v, w3, padding=1) * _elu_slope(self._h2)
+        return second, F.conv_transpose2d(second, w2) * _elu_slope(self._h1)
+
+    def pull(self, v: Tensor) -> Tensor:
+        """J^T v."""
+        _, first = self._pull_to_hidden(v)
+        pulled = F.conv_transpose2d(first, self._weights[0], padding=1)
+        return pulled * _elu_slope(self._h0) if self._leading_elu else pulled
+
+    def weight_gradients(self, v: Tensor) -> list[Tensor]:
+        """The gradients of <v, F> by (w1, b1, w2, b2, w3, b3)."""
+        w1, w2, w3 = self._weights
+        second, first = self._pull_to_hidden(v)
+        return [
+            conv2d_weight(self._h0, w1.shape, first, padding=1), first.sum((0, 2, 3)),
+            conv2d_weight(self._h1, w2.shape, second), second.sum((0, 2, 3)),
+            conv2d_weight(self._h2, w3.shape, v, padding=1), v.sum((0, 2, 3)),
+        ]  # fmt: skip
+
+
+def _elu_slope(activated: Tensor) -> Tensor:
+    """elu'(p) from elu(p): 1 above zero, exp(p) = elu(p) + 1 below."""
+    return torch.where(activated > 0, torch.ones_like(activated), activated + 1)
 
 
 def residual_blocks(x: Tensor, blocks: Sequence[Block]) -> Tensor:

@@ -24,12 +24,28 @@ MEASURED = Path(__file__).with_name("measured.json")
 # for three TF32 products; no card has timed the two here yet.
 FLOAT32_PRECISION = "tf32x3"
 
-# The "card" of a process that runs kernels in Triton's interpreter.
-INTERPRETER = "interpreter"
-
 LARGEST_HIDDEN = 128
 LARGEST_CHANNELS = 64
 LARGEST_PIXELS = 4096
+
+
+@dataclass(frozen=True)
+class Card:
+    """What tuning needs to know of a device.
+
+    Attributes:
+        name: torch's name of it, as in measured.json.
+        multiprocessors: how many programs of one kernel it can begin at once.
+        capability: compute capability, 90 for 9.0.
+    """
+
+    name: str
+    multiprocessors: int
+    capability: int
+
+
+# The card of a process that runs kernels in Triton's interpreter.
+INTERPRETER = Card("interpreter", 1, 0)
 
 
 @dataclass(frozen=True, order=True)
@@ -94,12 +110,13 @@ class BlockTuning(StageTuning):
     bands: int = 1
 
 
-def default_stage_tuning(stage: Stage, dtype: torch.dtype) -> StageTuning:
+def default_stage_tuning(stage: Stage, dtype: torch.dtype, capability: int = 90) -> StageTuning:
     """A tuning that compiles without spills for every stage, dtype and target listed here.
 
     float32 as three TF32 products needs three times the operand registers: K chunks of 16 and
     hidden tiles of 32 are what Triton 3.6 and 3.9 both fit into 255 (32 and 64 spill up to 280
-    bytes a thread on sm_90).
+    bytes a thread on sm_90). Compute capability 8 is not pipelined: its copies into shared memory
+    keep an address register each (168 registers and spills, against 126 without).
     """
     exact = dtype == torch.float32
     smallest = 16 if exact else 32
@@ -116,7 +133,7 @@ def default_stage_tuning(stage: Stage, dtype: torch.dtype) -> StageTuning:
         block_k1=16 if stage.channels == 1 else block_k1,
         block_k3=smallest if stage.hidden % smallest == 0 else 16,
         num_warps=8 if stage.channels > 16 else 4,
-        num_stages=2,
+        num_stages=1 if 80 <= capability < 90 else 2,
         precision=FLOAT32_PRECISION if exact else "ieee",
     )
 
@@ -145,59 +162,41 @@ def _measured() -> dict[str, Any]:
     return json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
 
 
-def _entry(card: str | None, kernel: str, stage: Stage, dtype: torch.dtype) -> dict[str, Any]:
-    if card is None:
-        return {}
+def _entry(card: Card, kernel: str, stage: Stage, dtype: torch.dtype) -> dict[str, Any]:
     key = f"{kernel} {stage} {str(dtype).removeprefix('torch.')}"
-    entry = _measured().get(card, {}).get(key, {})
-    return dict(entry)
+    return dict(_measured().get(card.name, {}).get(key, {}))
 
 
-def stage_tuning(
-    kernel: str, stage: Stage, dtype: torch.dtype, card: str | None = None
-) -> StageTuning:
-    """The tuning of kernel "stage" or "inversion"; `card` is torch's device name, None: unknown."""
+def stage_tuning(kernel: str, stage: Stage, dtype: torch.dtype, card: Card) -> StageTuning:
+    """The tuning of kernel "stage" or "inversion" on a card."""
     if card == INTERPRETER:
         return _interpreted(stage, dtype)
-    default = default_stage_tuning(stage, dtype)
+    default = default_stage_tuning(stage, dtype, card.capability)
     return replace(default, **_entry(card, kernel, stage, dtype).get("tuning", {}))
 
 
-def block_tuning(
-    stage: Stage,
-    dtype: torch.dtype,
-    batch: int,
-    multiprocessors: int,
-    card: str | None = None,
-) -> BlockTuning:
-    """The tuning of the one-block kernel for a batch on a card of so many multiprocessors."""
-    default = default_stage_tuning(stage, dtype)
-    if card == INTERPRETER:
-        default = _interpreted(stage, dtype)
-    bands = bands_for(stage, batch, multiprocessors)
-    values = {**vars(default), "bands": bands}
-    if bands > 1:
-        values["images"] = 1
-    values.update(_entry(card, "block", stage, dtype).get("tuning", {}))
-    return BlockTuning(**values)
+def block_tuning(stage: Stage, dtype: torch.dtype, batch: int, card: Card) -> BlockTuning:
+    """The tuning of the one-block kernel for a batch on a card."""
+    tiles = stage_tuning("block", stage, dtype, card)
+    bands = bands_for(stage, batch, card.multiprocessors)
+    return BlockTuning(**{**vars(tiles), "images": 1 if bands > 1 else tiles.images}, bands=bands)
 
 
-def smallest_stage_batch(stage: Stage, dtype: torch.dtype, multiprocessors: int) -> int:
+def smallest_stage_batch(stage: Stage, dtype: torch.dtype, card: Card) -> int:
     """Batch from which one launch for the whole stage beats one launch a block.
 
     Below it, whole images leave multiprocessors idle that bands could use.
     """
-    images = default_stage_tuning(stage, dtype).images
-    return multiprocessors * images // 2
+    return card.multiprocessors * stage_tuning("stage", stage, dtype, card).images // 2
 
 
-def measured_faster(kernel: str, stage: Stage, dtype: torch.dtype, batch: int, card: str) -> bool:
+def measured_faster(kernel: str, stage: Stage, dtype: torch.dtype, batch: int, card: Card) -> bool:
     """Whether a receipt shows the kernel to beat the best torch path on this card.
 
     Args:
         kernel: "forward" or "inversion".
         stage, dtype, batch: the call.
-        card: torch's device name.
+        card: where.
     """
     batches = _entry(card, kernel, stage, dtype).get("faster_at_batch", [])
     return any(low <= batch <= high for low, high in batches)

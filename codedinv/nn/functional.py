@@ -112,7 +112,7 @@ def chosen_backend(
     if reason is not None:
         return "torch"
     stage = kernels.Stage(x.shape[1], x.shape[2], x.shape[3], weights[0].shape[0])
-    card = torch.cuda.get_device_name(x.device)
+    card = kernels.card_of(x.device)
     faster = kernels.measured_faster(kernel, stage, x.dtype, x.shape[0], card)
     return "triton" if faster else "torch"
 

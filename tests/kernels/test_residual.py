@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from codedinv.kernels import reference, residual_block, residual_blocks, tuning
@@ -82,7 +80,7 @@ def test_a_stage_in_one_launch_is_its_blocks_in_order(
 
     x, blocks = draw(stage, batch, dtype, blocks=2)
     out = torch.empty_like(x)
-    run_stage(x, out, pack(blocks, dtype), tuning.stage_tuning("stage", stage, dtype))
+    run_stage(x, out, pack(blocks, dtype), tuning.default_stage_tuning(stage, dtype))
     assert relative_error(out, oracle(x, blocks)) < ERROR_LIMIT[dtype]
 
 
@@ -92,8 +90,8 @@ def test_bands_of_rows_meet_without_a_seam(bands: int) -> None:
 
     x, blocks = draw(SMALL, 2)
     out = torch.empty_like(x)
-    plain = tuning.block_tuning(SMALL, torch.float32, batch=2, multiprocessors=2)
-    chosen = replace(plain, bands=bands, images=1)
+    tiles = tuning.default_stage_tuning(SMALL, torch.float32)
+    chosen = tuning.BlockTuning(**{**vars(tiles), "images": 1}, bands=bands)
     run_block(x, out, pack(blocks, torch.float32), 0, chosen)
     assert relative_error(out, oracle(x, blocks)) < 1e-5
 
