@@ -124,7 +124,7 @@ def check_batch(name: str, x: Any, letters: str, shape: tuple[int, ...]) -> None
 
     Raises:
         TypeError: neither a numpy array nor a torch tensor.
-        ValueError: another shape or dtype.
+        ValueError: another shape or dtype, or an empty batch.
     """
     torch = sys.modules.get("torch")
     if not isinstance(x, np.ndarray) and not (torch and isinstance(x, torch.Tensor)):
@@ -133,6 +133,8 @@ def check_batch(name: str, x: Any, letters: str, shape: tuple[int, ...]) -> None
     if len(got) != len(shape) + 1 or got[1:] != shape:
         rest = ", ".join(str(size) for size in shape)
         raise ValueError(f"{name}: expected shape ({letters}, {rest}), got {got}")
+    if got[0] == 0:
+        raise ValueError(f"{name}: expected a batch of at least one, got shape {got}")
     dtype = str(x.dtype).removeprefix("torch.")
     if dtype != "float32":
         raise ValueError(f"{name}: expected dtype float32, got {dtype}")

@@ -131,6 +131,7 @@ def test_the_loaded_backbone_inverts_its_embeddings(small_bundle: Path, groups: 
         ("embed", np.zeros((1, 28, 28), np.float32), r"x: expected shape \(B, 1, 28, 28\), got"),
         ("embed", np.zeros((2, 1, 28, 28)), "x: expected dtype float32, got float64"),
         ("embed", torch.zeros(2, 1, 28, 28).half(), "x: expected dtype float32, got float16"),
+        ("embed", np.zeros((0, 1, 28, 28), np.float32), "x: expected a batch of at least one"),
         ("head", np.zeros((2, 16, 7, 6), np.float32), r"z: expected shape \(B, 16, 7, 7\), got"),
     ],
 )

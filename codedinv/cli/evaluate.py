@@ -38,7 +38,7 @@ def run_evaluation(
 ) -> None:
     """Evaluates a model, prints the result and writes the receipt if one is asked for."""
     console = Console(stderr=True)
-    model = CodedModel.load(name_or_folder, runtime=runtime, threads=os.cpu_count() or 1)
+    model = CodedModel.load(name_or_folder, runtime=runtime, threads=len(os.sched_getaffinity(0)))
     images, labels, note = test_set(model, folder)
     queries = data.to_queries(images)
     if queries.shape[1:] != model.input_shape:
