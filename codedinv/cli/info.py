@@ -98,14 +98,22 @@ def _print_tables(description: dict[str, Any]) -> None:
     if description["largest_sigma"] is not None:
         sigma = f"every convolution's operator norm <= {description['largest_sigma']:.4f}"
         table.add_row("invertibility", f"{sigma} (certified)")
-    for section in ("metrics", "provenance"):
-        for key, value in (description[section] or {}).items():
-            table.add_row(
-                f"{section}: {key}", value if isinstance(value, str) else json.dumps(value)
-            )
+    for key, value in (description["metrics"] or {}).items():
+        if isinstance(value, float):
+            table.add_row(f"metrics: {key}", f"{value:.2f}")
+    for key, value in (description["provenance"] or {}).items():
+        table.add_row(f"provenance: {key}", _on_one_line(value))
     for name, size in description["files"].items():
         table.add_row(f"file {name}", f"{size / 1e6:.3f} MB")
     Console().print(table)
+
+
+def _on_one_line(value: Any) -> str:
+    """A value's scalars; what is nested deeper is left to --json."""
+    if not isinstance(value, dict):
+        return str(value)
+    shown = [f"{key}: {inner}" for key, inner in value.items() if not isinstance(inner, dict)]
+    return ", ".join(shown) + (" ... (--json)" if len(shown) < len(value) else "")
 
 
 def _shape(shape: list[int]) -> str:
