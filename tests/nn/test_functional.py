@@ -69,30 +69,43 @@ def test_triton_on_cpu_tensors_says_why_it_cannot() -> None:
 
 
 INTERPRETED = """
+import sys
 import torch
 from codedinv.kernels import reference, testing
 from codedinv.kernels.tuning import Stage
-from codedinv.nn import functional
-import sys
+from codedinv.nn import IResNet, IResNetConfig, StageConfig, functional
 
-stage = Stage(4, 4, 4, 16)
-blocks = testing.cast(testing.draw_blocks(stage, 2), torch.float32)
-x = testing.draw_images(stage, 3).float().to(testing.DEVICE)
+# A kernel's module is imported by its first launch, so its presence proves the launch.
+forward, inversion = "codedinv.kernels.residual", "codedinv.kernels.inversion"
+network, _ = IResNet(IResNetConfig((1, 8, 8), (StageConfig(1, 16), StageConfig(2, 16)))).bake()
+queries = torch.rand(2, 1, 8, 8)
+with torch.no_grad():
+    expected = network(queries)
+    assert forward not in sys.modules
+    network.backend = "triton"
+    z = network(queries)
+    assert forward in sys.modules and inversion not in sys.modules
+    assert testing.relative_error(z, expected) < 1e-5
+    back, stat = network.inverse(z, tol=1e-5)
+    assert inversion in sys.modules and bool(stat.converged.all())
+    assert testing.relative_error(back, queries) < 1e-4
+
+blocks = testing.cast(testing.draw_blocks(Stage(4, 4, 4, 16), 2), torch.float32)
+x = testing.draw_images(Stage(4, 4, 4, 16), 3).float().to(testing.DEVICE)
 assert functional.chosen_backend("forward", x, blocks, "triton") == "triton"
 y = functional.residual_blocks(x, blocks, backend="triton")
-assert testing.relative_error(y, reference.residual_blocks(x.double(), testing.cast(
-    blocks, torch.float64))) < 1e-5
-found, iterations, residual, converged = functional.invert(y, blocks, 1e-6, 100, "triton")
-assert testing.relative_error(found, x) < 1e-5
-_, steps, _, _ = functional.invert(y, blocks, 1e-6, 100, "torch")
+exact = testing.cast(blocks, torch.float64)
+assert testing.relative_error(y, reference.residual_blocks(x.double(), exact)) < 1e-5
+found, iterations, residual, converged = functional.invert(y, blocks, 1e-5, 100, "triton")
+assert testing.relative_error(found, x) < 1e-4
+_, steps, _, _ = functional.invert(y, blocks, 1e-5, 100, "torch")
 assert (iterations - steps).abs().max() <= len(blocks)
 assert converged.all()
-assert "codedinv.kernels.residual" in sys.modules and "codedinv.kernels.inversion" in sys.modules
 print("ran on triton")
 """
 
 
-def test_the_triton_backend_runs_the_kernels() -> None:
+def test_the_triton_backend_runs_the_kernels_also_for_a_whole_network() -> None:
     """Interpreted, in a process of its own, whatever this one has decided."""
     pytest.importorskip("triton")
     done = subprocess.run(
