@@ -163,8 +163,10 @@ class ProcessPool:
             timeout_s = 0.0
         for key, _ in self._selector.select(timeout_s):
             if key.data is None:
-                self._woken = False  # before reading: a wake in between must write again
                 self._wake_read.recv(4096)
+                # After reading, or the byte of a wake in between would be read with the flag left
+                # set, and no later wake would write. What that wake is about is looked at below.
+                self._woken = False
             else:
                 self._hear(key.data, is_over=key.fd == key.data.pidfd)
         while not self._posted.empty():

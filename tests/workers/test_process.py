@@ -330,3 +330,24 @@ def is_worker(pid: int) -> bool:
 
 def children_running_workers(parent: psutil.Process) -> list[int]:
     return [child.pid for child in parent.children(recursive=True) if is_worker(child.pid)]
+
+
+def test_a_wake_in_the_middle_of_a_wake_does_not_silence_later_ones(
+    start_pool: StartPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = start_pool()
+    real = pool._wake_read
+
+    class WakesWhileRead:
+        def recv(self, size: int) -> bytes:
+            pool.wake()  # as another thread may at this very moment
+            return real.recv(size)
+
+    pool.wake()
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "_wake_read", WakesWhileRead())
+        pool.poll(5.0)
+    pool.wake()
+    before = time.monotonic()
+    pool.poll(5.0)
+    assert time.monotonic() - before < 4.0
