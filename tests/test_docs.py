@@ -76,8 +76,7 @@ def test_every_example_is_run_by_a_test() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        drawn_by_the_demo = "figures/" in target and not bundled_names()
-        if not target.startswith("http") and not drawn_by_the_demo:
+        if not target.startswith("http"):
             assert (page.parent / target).exists(), target
 
 

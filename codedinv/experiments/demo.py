@@ -30,8 +30,8 @@ _BUSY_WITHIN_S = 0.02  # a query just sent reaches a worker in a millisecond or 
 # Shares of the queries; one after the other, as k + 1 workers cover one late or lost result.
 _KILL_AT, _SLOW_AT = 0.25, 0.5
 # Of all cores, by the backbone alone: the front end and the rest of the system need theirs.
-_TARGET_LOAD = 0.3
-_RATES = (50.0, 200.0)  # a run of 2,000 queries then lasts 10 to 40 s
+_TARGET_LOAD = 0.2
+_RATES = (50.0, 120.0)  # a run of 2,000 queries then lasts 17 to 40 s
 _GROUPS_SHOWN = 4
 
 

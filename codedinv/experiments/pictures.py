@@ -114,8 +114,8 @@ def recovery_figure(
     Each row is a group: the k queries, the lost one framed; the parity query that the encoder
     makes; the ideal one, found by inverting the backbone at the coded embedding; and the lost query
     as its decoded embedding says, by inversion too, with its predicted class and the one that the
-    exact answer has (green frame: the same). Below the queries are their true classes. Values
-    outside [0, 1] are shown as black and white. The slots take turns in being lost.
+    exact answer has (green frame: the same; else vermillion). Below the queries are their true
+    classes. Values outside [0, 1] are shown as black and white. The slots take turns in being lost.
 
     Args:
         path: of the PNG.
@@ -138,7 +138,7 @@ def recovery_figure(
                 axes = grid[row][slot]
                 _show(axes, images[row, slot, 0], class_names[labels[row, slot]])
                 if slot == lost[row]:
-                    _frame(axes, VERMILLION)
+                    _frame(axes, BLUE)
             _show(grid[row][k], pictures["parity"][row, 0], "")
             _show(grid[row][k + 1], pictures["ideal"][row, 0], "")
             exact, decoded = pictures["exact"][row], pictures["decoded"][row]
@@ -146,7 +146,7 @@ def recovery_figure(
             _show(grid[row][k + 2], pictures["recovered"][row, 0], verdict)
             _frame(grid[row][k + 2], GREEN if decoded == exact else VERMILLION)
         _headings(grid[0], k)
-        figure.savefig(path, dpi=160)
+        figure.savefig(path, dpi=160, bbox_inches="tight", pad_inches=0.08)
         plt.close(figure)
 
 
