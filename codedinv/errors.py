@@ -6,7 +6,7 @@ class CodedInvError(Exception):
 
 
 class BundleError(CodedInvError):
-    """A bundle on disk is damaged, foreign or of another schema version; the message names the file."""
+    """A bundle is damaged, foreign or of another schema version; the message names the file."""
 
 
 class NotConverged(CodedInvError):
@@ -14,7 +14,7 @@ class NotConverged(CodedInvError):
 
 
 class Overloaded(CodedInvError):
-    """The server's bounded queue is full; the query was not accepted and may be sent again later."""
+    """The bounded queue is full; the query was not accepted and may be sent again later."""
 
 
 class DeadlineExceeded(CodedInvError):
@@ -22,7 +22,7 @@ class DeadlineExceeded(CodedInvError):
 
 
 class Unrecoverable(CodedInvError):
-    """More results were lost than the code covers and no attempt was left to send the query again."""
+    """More results were lost than the code covers, and no attempt was left to send it again."""
 
 
 class ServerClosed(CodedInvError):
