@@ -115,8 +115,8 @@ def default_stage_tuning(stage: Stage, dtype: torch.dtype, capability: int = 90)
 
     float32 as three TF32 products needs three times the operand registers: K chunks of 16 and
     hidden tiles of 32 are what Triton 3.6 and 3.9 both fit into 255 (32 and 64 spill up to 280
-    bytes a thread on sm_90). Compute capability 8 is not pipelined: its copies into shared memory
-    keep an address register each (168 registers and spills, against 126 without).
+    bytes a thread on sm_90). Where a pipelined loop spills its addresses, the loop is not
+    pipelined: half precision on compute capabilities 8 and 10, float32 on 8.
     """
     exact = dtype == torch.float32
     smallest = 16 if exact else 32
@@ -133,9 +133,16 @@ def default_stage_tuning(stage: Stage, dtype: torch.dtype, capability: int = 90)
         block_k1=16 if stage.channels == 1 else block_k1,
         block_k3=smallest if stage.hidden % smallest == 0 else 16,
         num_warps=8 if stage.channels > 16 else 4,
-        num_stages=1 if 80 <= capability < 90 else 2,
+        num_stages=_pipeline_depth(stage, exact, capability),
         precision=FLOAT32_PRECISION if exact else "ieee",
     )
+
+
+def _pipeline_depth(stage: Stage, exact: bool, capability: int) -> int:
+    if capability // 10 == 8:
+        # The one float32 stage that spills (168 bytes) without pipelining.
+        return 2 if exact and stage == Stage(16, 7, 7, 96) else 1
+    return 2 if exact or capability // 10 == 9 else 1
 
 
 def _interpreted(stage: Stage, dtype: torch.dtype) -> StageTuning:

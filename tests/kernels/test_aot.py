@@ -18,7 +18,7 @@ QUICK = [
     ("inversion", "16@7x7/96", "bfloat16", 90),
     ("inversion", "48@8x8/128", "float32", 90),
     ("anderson", "64@4x4/128", "bfloat16", 90),
-    ("stage", "16@7x7/96", "bfloat16", 100),
+    ("inversion", "16@7x7/96", "bfloat16", 100),
     ("block", "4@14x14/32", "float32", 100),
     ("band", "12@16x16/64", "bfloat16", 80),
     ("inversion", "4@14x14/32", "bfloat16", 80),

@@ -105,6 +105,7 @@ print("ran on triton")
 """
 
 
+@pytest.mark.timeout(400)
 def test_the_triton_backend_runs_the_kernels_also_for_a_whole_network() -> None:
     """Interpreted, in a process of its own, whatever this one has decided."""
     pytest.importorskip("triton")
@@ -145,6 +146,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.timeout(400)
 def test_without_triton_everything_runs_in_torch_and_says_so() -> None:
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TRITON], capture_output=True, text=True, check=False
