@@ -2,7 +2,7 @@
 
 from codedinv.nn.build import build_backbone, build_encoder, build_head
 from codedinv.nn.encoder import Encoder, EncoderConfig
-from codedinv.nn.heads import ConvHead, DenseHead, PoolHead
+from codedinv.nn.heads import ConvHead, DenseHead, LinearHead, PoolHead
 from codedinv.nn.iresnet import IResNet, IResNetConfig, SolverStat, StageConfig
 from codedinv.nn.macs import macs
 
@@ -13,6 +13,7 @@ __all__ = [
     "EncoderConfig",
     "IResNet",
     "IResNetConfig",
+    "LinearHead",
     "PoolHead",
     "SolverStat",
     "StageConfig",

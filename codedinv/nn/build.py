@@ -8,11 +8,12 @@ from typing import Any
 from torch import nn
 
 from codedinv.nn.encoder import Encoder, EncoderConfig
-from codedinv.nn.heads import ConvHead, DenseHead, PoolHead
+from codedinv.nn.heads import ConvHead, DenseHead, LinearHead, PoolHead
 from codedinv.nn.iresnet import IResNet, IResNetConfig
 
 _HEADS: dict[str, Callable[..., nn.Module]] = {
     "pool": PoolHead,
+    "linear": LinearHead,
     "dense": DenseHead,
     "conv": ConvHead,
 }
@@ -25,7 +26,7 @@ def build_backbone(config: dict[str, Any], bounded: bool = False) -> IResNet:
 
 
 def build_head(config: dict[str, Any]) -> nn.Module:
-    """Builds a head from {"kind": "pool" | "dense" | "conv", "embedding_shape", "outputs", ...}."""
+    """Builds a head from {"kind": "pool" | "linear" | "dense" | "conv", "embedding_shape", ...}."""
     kind, rest = _split(config, "head", tuple(_HEADS))
     lists_as_tuples = {
         name: tuple(value) if isinstance(value, list) else value for name, value in rest.items()

@@ -29,6 +29,28 @@ class PoolHead(nn.Module):
         return self.linear(F.relu(self.norm(z)).mean((2, 3)))  # type: ignore[no-any-return]
 
 
+class LinearHead(nn.Module):
+    """Batch norm and one linear map: all that is nonlinear is the backbone's work.
+
+    Args:
+        embedding_shape: (C, H, W).
+        outputs: number of classes or targets.
+    """
+
+    def __init__(self, embedding_shape: tuple[int, int, int], outputs: int) -> None:
+        super().__init__()
+        channels, height, width = embedding_shape
+        self._config = {"embedding_shape": list(embedding_shape), "outputs": outputs}
+        self.norm = nn.BatchNorm2d(channels)
+        self.linear = nn.Linear(channels * height * width, outputs)
+
+    def config_dict(self) -> dict[str, Any]:
+        return {"kind": "linear", **self._config}
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.linear(self.norm(z).flatten(1))  # type: ignore[no-any-return]
+
+
 class DenseHead(nn.Module):
     """Batch norm, then a two-layer perceptron on the whole embedding.
 

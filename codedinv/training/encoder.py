@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from codedinv.coding import Code
 from codedinv.data import load_image_set, to_queries
 from codedinv.nn import Encoder, EncoderConfig, IResNet
-from codedinv.training.classifier import random_flip
 from codedinv.training.discriminator import Discriminator, lsgan_discriminator, lsgan_encoder
 from codedinv.training.erasures import decoded_error, erasures
 from codedinv.training.loop import Run, autocast, run_to
@@ -59,10 +58,14 @@ def fit_encoder(
 
     - latent: mean |z_hat - z|^2;
     - distillation: KL(g(z_hat) || g(z)), z held fixed;
-    - label: cross entropy of g(z_hat) with the true label;
+    - label: cross entropy of g(z_hat) with the label;
     - l1: mean |parity - f^-1(C f(x))|, the target by inversion; gan: least-squares GAN on the
       same target (the paper trains with gan = 1, l1 = 100);
-    - with co-training, the cross entropy of g(z), so that exact answers stay right.
+    - with co-training, the cross entropy of g(z) with the label, so that exact answers stay right.
+
+    A co-training label is `teacher` parts the answer of the classifier as it was given and
+    1 - `teacher` parts the true one: the former was learnt with Mixup and generalises, while the
+    true labels alone would be learnt by heart.
 
     Args:
         recipe: see Recipe.
@@ -85,10 +88,12 @@ def fit_encoder(
     images, labels = images.to(target), labels.to(target)
     test_images, test_labels = load_image_set(recipe.data, "test", data)
     encoder = build_recipe_encoder(recipe, backbone)
+    backbone.to(target, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    teacher = settings.teacher if settings.cotrain else 0.0
+    answers = _answers(backbone, head.to(target), images, labels, teacher)
     discriminator = Discriminator(backbone.config.input_shape[0])
     for module in (backbone, head, encoder, discriminator):
         module.to(target)
-    backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     learners: dict[str, nn.Module] = {"backbone": backbone, "head": head}
     cotrained = [learners[name] for name in settings.cotrain]
@@ -127,7 +132,7 @@ def fit_encoder(
     )
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     coefficients = torch.tensor(code.coefficients, dtype=torch.float32, device=target)
-    cache = None if moving_backbone else _Embeddings(backbone, images, settings.flip)
+    cache = None if moving_backbone else _of_all(backbone.eval(), images)
 
     def step(number: int) -> Mapping[str, float | Tensor]:
         encoder.train()
@@ -135,13 +140,11 @@ def fit_encoder(
             module.train(any(module is learner for learner in cotrained))
         groups = settings.groups_per_step
         picked = torch.randint(len(images), (groups * code.k,)).to(target)
-        flipped = settings.flip and bool(torch.rand(()) < 0.5)
+        mirrored = torch.rand(len(picked)) < (0.5 if settings.flip else 0.0)
+        view = mirrored.long().to(target)
         x = images[picked].unsqueeze(1).float() / 255
-        if cache is None:
-            x = random_flip(x) if settings.flip else x
-        elif flipped:
-            x = x.flip(3)
-        y = labels[picked].reshape(groups, code.k)
+        x = torch.where(view[:, None, None, None] == 1, x.flip(3), x)
+        y = answers[view, picked].reshape(groups, code.k, -1)
         queries = x.reshape(groups, code.k, *x.shape[1:])
         with autocast(target, settings.autocast):
             parities = encoder(queries).float()
@@ -150,7 +153,7 @@ def fit_encoder(
                 both = backbone(torch.cat([x, flat])).float()
                 exact, answered = both[: len(x)], both[len(x) :]
             else:
-                exact, answered = cache.look_up(picked, flipped), backbone(flat).float()
+                exact, answered = cache[view, picked], backbone(flat).float()
         exact = exact.reshape(groups, code.k, *exact.shape[1:])
         wanted = torch.einsum("rk,gk...->gr...", coefficients, exact)
         error = answered.reshape(wanted.shape) - wanted
@@ -176,7 +179,7 @@ def fit_encoder(
     def evaluate() -> Mapping[str, float]:
         return degraded_accuracy(backbone, head, encoder, code, test_images, test_labels)
 
-    every = max(1, min(500, settings.steps // 4))
+    every = max(1, min(250, settings.steps // 4))
     run_to(run, settings.steps, step, evaluate, every, out, "encoder", resume)
     for module in (backbone, head, encoder):
         module.requires_grad_(True).eval()
@@ -204,7 +207,10 @@ def _losses(
     seed: int,
     cotrained: list[nn.Module],
 ) -> dict[str, Tensor]:
-    """Losses in the embedding and after the head; exact [G, k, *E], error [G, r, *E]."""
+    """Losses in the embedding and after the head.
+
+    exact: [G, k, *embedding]; error: [G, r, *embedding]; labels: [G, k, classes], probabilities.
+    """
     groups = exact.shape[0] * exact.shape[1]
     patterns = erasures(code, np.random.default_rng(seed))
     shifts = [decoded_error(error, erasure) for erasure in patterns]
@@ -221,9 +227,9 @@ def _losses(
     logits = head(torch.cat([exact.flatten(0, 1), decoded]))
     exact_logits, decoded_logits = logits[:groups], logits[groups:]
     if cotrained:
-        losses["exact"] = F.cross_entropy(exact_logits, labels.flatten())
+        losses["exact"] = F.cross_entropy(exact_logits, labels.flatten(0, 1))
     if settings.label:
-        truths = torch.cat([labels[:, list(erasure.missing)].flatten() for erasure in patterns])
+        truths = torch.cat([labels[:, list(erasure.missing)].flatten(0, 1) for erasure in patterns])
         losses["label"] = settings.label * F.cross_entropy(decoded_logits, truths)
     if settings.distillation:
         by_slot = F.log_softmax(exact_logits.detach(), 1).reshape(*exact.shape[:2], -1)
@@ -236,23 +242,27 @@ def _losses(
     return losses
 
 
-class _Embeddings:
-    """Embeddings of all training queries, and of their mirrors, of a backbone that stays fixed."""
+@torch.no_grad()
+def _of_all(module: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """[2, N, ...]: what a fixed module makes of all training queries, and of their mirrors."""
+    return torch.stack(
+        [
+            torch.cat([module(part.unsqueeze(1).float() / 255) for part in torch.split(view, 1000)])
+            for view in (images, images.flip(2))
+        ]
+    )
 
-    def __init__(self, backbone: nn.Module, images: Tensor, flip: bool) -> None:
-        backbone.eval()
-        self._plain = self._embed(backbone, images)
-        self._mirrored = self._embed(backbone, images.flip(2)) if flip else self._plain
 
-    @staticmethod
-    @torch.no_grad()
-    def _embed(backbone: nn.Module, images: Tensor) -> Tensor:
-        return torch.cat(
-            [backbone(part.unsqueeze(1).float() / 255) for part in torch.split(images, 1000)]
-        )
-
-    def look_up(self, picked: Tensor, mirrored: bool) -> Tensor:
-        return (self._mirrored if mirrored else self._plain)[picked]
+def _answers(
+    backbone: nn.Module, head: nn.Module, images: Tensor, labels: Tensor, teacher: float
+) -> Tensor:
+    """[2, N, classes]: labels of all training queries, and of their mirrors, as probabilities."""
+    true = F.one_hot(labels).float().expand(2, -1, -1)
+    if teacher == 0:
+        return true
+    backbone.eval()
+    head.eval()
+    return torch.lerp(true, _of_all(lambda x: head(backbone(x)).softmax(1), images), teacher)
 
 
 @torch.no_grad()

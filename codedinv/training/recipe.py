@@ -45,7 +45,8 @@ class EncoderRecipe(_Section):
         learning_rate: Adam with a one-cycle schedule.
         latent, distillation, label, l1, gan: weights of the losses (see training.encoder).
         cotrain: which other parts learn with the encoder (paper, section 3.2, "co-train").
-        cotrain_learning_rate: theirs.
+        cotrain_learning_rate, cotrain_weight_decay: theirs.
+        teacher: share of the given classifier's own answer in the labels of co-training.
         autocast: bfloat16 autocast.
     """
 
@@ -66,6 +67,7 @@ class EncoderRecipe(_Section):
     cotrain: tuple[Literal["backbone", "head"], ...] = ()
     cotrain_learning_rate: float = Field(1e-3, gt=0)
     cotrain_weight_decay: float = Field(1e-4, ge=0)
+    teacher: float = Field(1.0, ge=0, le=1)
     flip: bool = True
     autocast: bool = True
 

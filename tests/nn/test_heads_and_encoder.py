@@ -17,7 +17,7 @@ def _encoder(code: Code, **changes: int) -> Encoder:
     return encoder.eval()
 
 
-@pytest.mark.parametrize("kind", ["pool", "dense", "conv"])
+@pytest.mark.parametrize("kind", ["pool", "linear", "dense", "conv"])
 def test_every_head_maps_embeddings_to_outputs_and_survives_json(kind: str) -> None:
     head = build_head({"kind": kind, "embedding_shape": [16, 7, 7], "outputs": 5}).eval()
     assert head(torch.rand(3, 16, 7, 7)).shape == (3, 5)

@@ -205,7 +205,12 @@ def test_an_unknown_recipe_names_the_bundled_ones() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["fashion-mnist", "fashion-mnist-k10", "fashion-mnist-full", "fashion-mnist-full-k10"],
+    [
+        "fashion-mnist",
+        "fashion-mnist-k10",
+        "fashion-mnist-full",
+        "fashion-mnist-full-k10",
+    ],
 )
 def test_every_bundled_recipe_builds_and_its_encoder_costs_a_tenth_at_most(name: str) -> None:
     recipe = load_recipe(name)
