@@ -471,7 +471,7 @@ def test_the_bundled_models_together_stay_under_16_mb() -> None:
     assert sum(sum(file_sizes(folder).values()) for folder in folders if folder) < 16e6
 
 
-@pytest.mark.parametrize("name", bundled_names())
+@pytest.mark.parametrize("name", ["fashion-mnist", "fashion-mnist-k10"])
 def test_a_bundled_model_is_cheap_to_encode_and_inverts(name: str) -> None:
     model = CodedModel.load(name)
     macs = model.metadata["macs"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -10,10 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from codedinv.bundle import bundled_names
 from codedinv.experiments.tables import (
-    BEGIN,
-    END,
     accuracy_receipts,
     accuracy_table,
     replace_table,
@@ -22,9 +20,7 @@ from codedinv.experiments.tables import (
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 RECEIPTS = accuracy_receipts(ROOT / "benchmarks" / "receipts")
-needs_bundle = pytest.mark.skipif(
-    "fashion-mnist" not in bundled_names(), reason="the bundled model is not there"
-)
+CONTROLS = json.loads((ROOT / "benchmarks" / "receipts" / "controls.json").read_text())
 
 
 def run_example(name: str, *arguments: str) -> str:
@@ -43,7 +39,6 @@ def test_the_readmes_ten_lines_are_the_quickstart_example() -> None:
     assert example.split('"""\n\n', 1)[1] == block
 
 
-@needs_bundle
 @pytest.mark.timeout(300)
 def test_the_quickstart_answers_every_query() -> None:
     lines = run_example("quickstart.py").splitlines()
@@ -51,7 +46,6 @@ def test_the_quickstart_answers_every_query() -> None:
     assert all("exact" in line or "reconstructed" in line for line in lines)
 
 
-@needs_bundle
 @pytest.mark.timeout(300)
 def test_a_group_decoded_by_hand_gives_back_the_lost_embedding() -> None:
     shown = run_example("by_hand.py")
@@ -82,10 +76,8 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 def test_the_accuracy_table_is_what_the_receipts_say() -> None:
     readme = (ROOT / "README.md").read_text()
-    if not RECEIPTS:
-        assert f"{BEGIN}\n{END}" in readme
-    else:
-        assert replace_table(readme, accuracy_table(RECEIPTS)) == readme
+    assert {r["result"]["model"] for r in RECEIPTS} == {"fashion-mnist", "fashion-mnist-k10"}
+    assert replace_table(readme, accuracy_table(RECEIPTS, CONTROLS)) == readme
 
 
 def test_a_table_has_a_row_for_each_receipt_and_half_widths() -> None:
@@ -94,8 +86,11 @@ def test_a_table_has_a_row_for_each_receipt_and_half_widths() -> None:
         "agreement": 95.0, "whole_group": 87.75,
         "interval95": {name: [1.0, 3.5] for name in ("A_n", "A_d", "agreement", "whole_group")},
     }  # fmt: skip
-    lines = accuracy_table([{"result": result}] * 2).splitlines()
-    assert len(lines) == 4
+    controls = {"result": {"head_alone_A_n": 80.0, "models": {"m": {"A_d_plain_sum": 12.3}}}}
+    lines = accuracy_table([{"result": result}] * 2, controls).splitlines()
+    assert len(lines) == 6
+    assert "| 12.30 |" in lines[3]
+    assert "80.00" in lines[5]
     assert lines[2].startswith("| `m` | (5, 4) | 8.7% | 88.00 ± 1.25 |")
 
 

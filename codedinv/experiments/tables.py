@@ -1,7 +1,7 @@
 """README.md's accuracy table, written from receipts: `python -m codedinv.experiments.tables`.
 
 Receipts are what `codedinv evaluate --model NAME --receipt benchmarks/receipts/accuracy-NAME.json`
-writes. No number is copied by hand.
+and `python benchmarks/controls.py` write. No number is copied by hand.
 """
 
 from __future__ import annotations
@@ -17,21 +17,36 @@ END = "<!-- end of accuracy table -->"
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-def accuracy_table(receipts: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table with a row for each receipt of `codedinv evaluate`."""
+def accuracy_table(receipts: Sequence[dict[str, Any]], controls: dict[str, Any]) -> str:
+    """A Markdown table with a row for each receipt of `codedinv evaluate`, and its controls.
+
+    Args:
+        receipts: of `codedinv evaluate`.
+        controls: the receipt of benchmarks/controls.py.
+    """
     lines = [
-        "| model | (n, k) | E_k / F | A_n | A_d | agreement | whole group |",
-        "|---|---|---|---|---|---|---|",
+        "| model | (n, k) | E_k / F | A_n | A_d | plain sum | agreement | whole group |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for receipt in receipts:
         result = receipt["result"]
+        control = controls["result"]["models"][result["model"]]
         cells = [
             f"`{result['model']}`",
             f"({result['n']}, {result['k']})",
             f"{result['encoder_over_backbone']:.1%}",
-            *(_with_interval(result, name) for name in ("A_n", "A_d", "agreement", "whole_group")),
+            _with_interval(result, "A_n"),
+            _with_interval(result, "A_d"),
+            f"{control['A_d_plain_sum']:.2f}",
+            _with_interval(result, "agreement"),
+            _with_interval(result, "whole_group"),
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    alone = controls["result"]["head_alone_A_n"]
+    lines += [
+        "",
+        f"The head alone, trained alike on raw queries without a backbone: A_n {alone:.2f}.",
+    ]
     return "\n".join(lines)
 
 
@@ -63,8 +78,9 @@ def main() -> None:
     receipts = accuracy_receipts(_ROOT / "benchmarks" / "receipts")
     if not receipts:
         sys.exit("no accuracy-*.json in benchmarks/receipts: run codedinv evaluate --receipt first")
+    controls = json.loads((_ROOT / "benchmarks" / "receipts" / "controls.json").read_text())
     readme = _ROOT / "README.md"
-    readme.write_text(replace_table(readme.read_text(), accuracy_table(receipts)))
+    readme.write_text(replace_table(readme.read_text(), accuracy_table(receipts, controls)))
 
 
 if __name__ == "__main__":
