@@ -131,7 +131,7 @@ def accuracy(
     """Share of right answers (in percent) on uint8 images [N, H, W] with labels [N]."""
     backbone.eval()
     head.eval()
-    device = next(backbone.parameters()).device
+    device = next(head.parameters()).device
     right = 0
     for start in range(0, len(images), 1000):
         x = torch.from_numpy(to_queries(images[start : start + 1000])).to(device)
