@@ -72,7 +72,7 @@ class Stage:
 STAGES = (
     Stage(1, 28, 28, 16), Stage(1, 28, 28, 32),
     Stage(4, 14, 14, 32), Stage(4, 14, 14, 64),
-    Stage(16, 7, 7, 64), Stage(16, 7, 7, 96), Stage(16, 7, 7, 128),
+    Stage(16, 7, 7, 64), Stage(16, 7, 7, 96),
     Stage(4, 16, 16, 32), Stage(16, 8, 8, 64), Stage(64, 4, 4, 128),
     Stage(3, 32, 32, 32), Stage(12, 16, 16, 64), Stage(48, 8, 8, 128),
 )  # fmt: skip
