@@ -23,20 +23,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .packing import LARGEST_BLOCK_K, padded_width
+from .launch import tile_constants
 from .reference import ANDERSON_REGULARISATION
-from .tuning import (
-    DTYPES,
-    STAGES,
-    BlockTuning,
-    Card,
-    Stage,
-    StageTuning,
-    block_tuning,
-    stage_tuning,
-)
+from .shapes import Stage, parts_of
+from .tuning import DTYPES, STAGES, Card, StageTuning, stage_tuning
 
-KERNELS = ("block", "band", "stage", "inversion", "anderson", "power")
+KERNELS = ("stage", "inversion", "anderson", "stage of few", "inversion of few",
+           "anderson of few", "power")  # fmt: skip
 ARCHITECTURES = (80, 90, 100)
 
 # Shared memory one program may use, KiB (CUDA programming guide, compute capabilities).
@@ -45,6 +38,7 @@ SHARED_LIMIT_KIB = {80: 163, 90: 227, 100: 227}
 # An H200's; the band variant is cut for batch 1 on it.
 _MULTIPROCESSORS = 132
 
+_ELEMENT = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 _TENSOR_CORE = {
     "wgmma": r"wgmma\.mma_async",
     "tcgen05": r"tcgen05\.mma",
@@ -99,16 +93,14 @@ def variants(
     """Every variant that tuning.py would run on an unmeasured card of compute capability `arch`."""
     card = Card(f"sm_{arch}", _MULTIPROCESSORS, arch)
     for kernel in kernels:
+        name = kernel.removesuffix(" of few").replace("anderson", "inversion")
+        batch = 1 if kernel.endswith(" of few") else 1024
         for stage in stages:
             for dtype in dtypes:
                 if kernel == "power" and dtype != torch.float32:
                     continue
-                tuning = stage_tuning(kernel, stage, dtype, card)
-                if kernel == "block":
-                    tuning = block_tuning(stage, dtype, batch=1024, card=card)
-                elif kernel == "band":
-                    tuning = block_tuning(stage, dtype, batch=1, card=card)
-                elif kernel == "power":
+                tuning = stage_tuning(name, stage, dtype, batch, card)
+                if kernel == "power":
                     tuning = replace(tuning, num_warps=4, num_stages=2)
                 yield Variant(kernel, stage, dtype, tuning)
 
@@ -148,47 +140,35 @@ def _plan(variant: Variant) -> tuple[triton.JITFunction, dict[str, object], dict
     from . import inversion, residual, spectral_norm
 
     stage, tuning = variant.stage, variant.tuning
-    element = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[variant.dtype]
+    element = _ELEMENT[variant.dtype]
     if variant.kernel == "power":
         return spectral_norm.power_kernel, *spectral_norm.aot_arguments(stage, tuning)
-    narrow = ("x", "y", "out", "activated", "inner", "hidden", "w1", "w2", "w3")
-    pointers = dict.fromkeys(narrow, f"*{element}")
-    pointers |= dict.fromkeys(("b1", "b2", "b3", "states", "buffers", "residual"), "*fp32")
-    pointers |= {"leading": "*i32", "iterations": "*i32"}
-    constants: dict[str, object] = {
-        "C": stage.channels, "P": padded_width(stage.channels),
-        "HIDDEN": stage.hidden, "N": padded_width(stage.hidden),
-        "H": stage.height, "W": stage.width, "IMAGES": tuning.images,
-        "BLOCK_M": tuning.block_m, "BLOCK_N": tuning.block_n,
-        "BLOCK_K1": tuning.block_k1, "BLOCK_K3": tuning.block_k3,
-        "PRECISION": tuning.precision, "UPCAST": False,
+    pointers = dict.fromkeys(("x", "y", "out"), element)
+    pointers |= dict.fromkeys(("activated", "inner", "w1", "w2", "w3"), _ELEMENT[parts_of(variant.dtype)[0]])
+    pointers |= dict.fromkeys(
+        ("b1", "b2", "b3", "images", "partial", "sums", "residual"), "*fp32"
+    )  # fmt: skip
+    pointers |= dict.fromkeys(("leading", "iterations", "counters"), "*i32")
+    constants = tile_constants(stage, variant.dtype, tuning) | {
+        "INTERPRETED": False,
         # Strides that the launcher would specialise for a channels-last input.
         "x_channel": 1, "y_channel": 1, "out_channel": 1,
     }  # fmt: skip
-    if isinstance(tuning, BlockTuning):
-        function = residual.block_kernel
-        constants |= {"BANDS": tuning.bands, "LEADING": True}
-    else:
-        constants |= {"K1": _padded_k(stage.channels), "K3": _padded_k(stage.hidden)}
-        function = residual.stage_kernel
-        if variant.kernel in ("inversion", "anderson"):
-            function = inversion.invert_kernel
-            anderson = variant.kernel == "anderson"
-            constants |= {
-                "IDS": triton.next_power_of_2(tuning.images), "ANDERSON": anderson,
-                "BUFFERS": inversion.ANDERSON_BUFFERS if anderson else inversion.PLAIN_BUFFERS,
-                "REGULARISATION": ANDERSON_REGULARISATION,
-            }  # fmt: skip
+    function = residual.stage_kernel
+    if not variant.kernel.startswith("stage"):
+        function = inversion.invert_kernel
+        anderson = variant.kernel.startswith("anderson")
+        constants |= {
+            "IDS": triton.next_power_of_2(tuning.images), "ANDERSON": anderson,
+            "BUFFERS": inversion.ANDERSON_BUFFERS if anderson else inversion.PLAIN_BUFFERS,
+            "REGULARISATION": ANDERSON_REGULARISATION,
+        }  # fmt: skip
     names = set(function.arg_names)
     return (
         function,
         {name: value for name, value in constants.items() if name in names},
         {name: kind for name, kind in pointers.items() if name in names},
     )
-
-
-def _padded_k(channels: int) -> int:
-    return -(-9 * channels // LARGEST_BLOCK_K) * LARGEST_BLOCK_K
 
 
 def _type_of(name: str, pointers: dict[str, str], constants: dict[str, object]) -> str:

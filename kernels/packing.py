@@ -1,7 +1,8 @@
 """Weights in the layout the kernels read, packed once per list of blocks.
 
-PyTorch stores a convolution as [out, in, 3, 3]; the kernels read [9 in, out] with the channel
-fastest within a tap, padded with zeros to sizes that tensor cores take.
+PyTorch stores a convolution as [out, in, 3, 3]. The kernels read the first as [9 in, out] (columns
+gathered before the product) and the last as [in, 9 out] (summed over neighbours after it), the
+channel fastest within a tap, padded with zeros to sizes that tensor cores take.
 """
 
 from __future__ import annotations
@@ -15,9 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .reference import Block
-
-# Rows of packed 3x3 weights are padded to this, so that any BLOCK_K up to it may be tuned.
-LARGEST_BLOCK_K = 64
+from .shapes import Stage, padded_channels, padded_taps, padded_width, parts_of
 
 
 @dataclass(frozen=True)
@@ -26,15 +25,17 @@ class PackedBlocks:
 
     Attributes:
         channels, hidden: C and M of every block.
-        w1: [blocks, 9 C padded, N], N = M padded; w2: [blocks, N, N]; w3: [blocks, 9 M padded, P],
-            P = C padded; all in the compute dtype.
-        b1, b2: [blocks, N]; b3: [blocks, P]; float32.
+        parts: how many numbers make up a weight, 3 for float32 (see `shapes.parts_of`).
+        w1: [blocks, parts, 9 CP padded, N], CP and N = C and M padded;
+            w2: [blocks, parts, N, N]; w3: [blocks, parts, N, 9 C padded].
+        b1, b2: [blocks, N]; b3: [blocks, C]; float32.
         leading: [blocks + 1] int32, 1 where a block begins with an ELU; the last entry is 0.
         leading_elu: the same as bools, for the host.
     """
 
     channels: int
     hidden: int
+    parts: int
     w1: Tensor
     b1: Tensor
     w2: Tensor
@@ -47,10 +48,9 @@ class PackedBlocks:
     def __len__(self) -> int:
         return len(self.leading_elu)
 
-
-def padded_width(channels: int) -> int:
-    """Columns that tl.dot gets for `channels` outputs: a power of two, at least 16."""
-    return max(16, 1 << (channels - 1).bit_length())
+    def stage(self, x: Tensor) -> Stage:
+        """The shape of these blocks applied to x [B, C, H, W]."""
+        return Stage(self.channels, x.shape[2], x.shape[3], self.hidden)
 
 
 def check_blocks(channels: int, blocks: Sequence[Block]) -> None:
@@ -88,7 +88,7 @@ def pack(blocks: Sequence[Block], dtype: torch.dtype) -> PackedBlocks:
     channels = blocks[0][0][0].shape[1] if blocks else 0
     check_blocks(channels, blocks)
     hidden = blocks[0][0][0].shape[0]
-    wide, narrow = padded_width(hidden), padded_width(channels)
+    wide = padded_width(hidden)
     w1, b1, w2, b2, w3, b3 = (
         torch.stack([weights[i].detach() for weights, _ in blocks]) for i in range(6)
     )
@@ -96,22 +96,44 @@ def pack(blocks: Sequence[Block], dtype: torch.dtype) -> PackedBlocks:
     return PackedBlocks(
         channels,
         hidden,
-        _pack_3x3(w1, wide).to(dtype),
+        parts_of(dtype)[1],
+        _split(_pack_first(w1, wide), dtype),
         F.pad(b1, (0, wide - hidden)).float().contiguous(),
-        F.pad(w2[..., 0, 0].mT, (0, wide - hidden, 0, wide - hidden)).to(dtype).contiguous(),
+        _split(F.pad(w2[..., 0, 0].mT, (0, wide - hidden, 0, wide - hidden)), dtype),
         F.pad(b2, (0, wide - hidden)).float().contiguous(),
-        _pack_3x3(w3, narrow).to(dtype),
-        F.pad(b3, (0, narrow - channels)).float().contiguous(),
+        _split(_pack_last(w3, wide), dtype),
+        b3.float().contiguous(),
         torch.tensor([*flags, 0], dtype=torch.int32, device=w1.device),
         tuple(bool(flag) for flag in flags),
     )
 
 
-def _pack_3x3(weight: Tensor, width: int) -> Tensor:
-    """[blocks, O, I, 3, 3] -> [blocks, 9 I padded to LARGEST_BLOCK_K, width]."""
+def _pack_first(weight: Tensor, width: int) -> Tensor:
+    """[blocks, M, C, 3, 3] -> [blocks, 9 CP padded, width], rows tap * CP + c."""
     blocks, outputs, inputs = weight.shape[:3]
-    rows = weight.permute(0, 3, 4, 2, 1).reshape(blocks, 9 * inputs, outputs)
-    return F.pad(rows, (0, width - outputs, 0, -9 * inputs % LARGEST_BLOCK_K)).contiguous()
+    channels = padded_channels(inputs)
+    taps = weight.permute(0, 3, 4, 2, 1).reshape(blocks, 9, inputs, outputs)
+    rows = F.pad(taps, (0, width - outputs, 0, channels - inputs)).flatten(1, 2)
+    return F.pad(rows, (0, 0, 0, padded_taps(channels) - 9 * channels))
+
+
+def _pack_last(weight: Tensor, width: int) -> Tensor:
+    """[blocks, C, M, 3, 3] -> [blocks, width, 9 C padded], columns tap * C + c."""
+    blocks, outputs, inputs = weight.shape[:3]
+    columns = weight.permute(0, 2, 3, 4, 1).reshape(blocks, inputs, 9 * outputs)
+    padding = (0, padded_taps(outputs) - 9 * outputs, 0, width - inputs)
+    return F.pad(columns, padding)
+
+
+def _split(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """[blocks, rows, columns] -> [blocks, parts, rows, columns], each part what the ones before it
+    leave over."""
+    part, count = parts_of(dtype)
+    parts = []
+    for _ in range(count):
+        parts.append(weight.to(part))
+        weight = weight - parts[-1].to(weight.dtype)
+    return torch.stack(parts, dim=1)
 
 
 class PackCache:

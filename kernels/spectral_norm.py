@@ -17,9 +17,8 @@ from torch import Tensor
 
 from . import reference
 from .launch import device_of, interpreting
-from .packing import padded_width
-from .tiles import multiply
-from .tuning import FLOAT32_PRECISION, Stage, StageTuning
+from .shapes import Stage, padded_width
+from .tuning import FLOAT32_PRECISION
 
 BLOCK_M = 64
 BLOCK_K = 32
@@ -57,7 +56,7 @@ def apply_operator(
             a = tl.load(source + at, mask=inside, other=0.0)
             at = (channel * in_stride + tap)[:, None] + n[None, :] * out_stride
             b = tl.load(weight + at, mask=(k < TAPS * C)[:, None] & (n < N)[None, :], other=0.0)
-            acc = multiply(a, b, acc, PRECISION, False)
+            acc = tl.dot(a, b, acc, input_precision=PRECISION)
         acc *= scale
         mask = (m < H * W)[:, None] & (n < N)[None, :]
         tl.store(target + n[None, :] * (H * W) + m[:, None], acc, mask=mask)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .packing import padded_width
+from .shapes import Stage, padded_width
 
 MEASURED = Path(__file__).with_name("measured.json")
 
@@ -48,25 +48,6 @@ class Card:
 INTERPRETER = Card("interpreter", 1, 0)
 
 
-@dataclass(frozen=True, order=True)
-class Stage:
-    """The shape of a run of residual blocks: C @ H x W with M hidden channels."""
-
-    channels: int
-    height: int
-    width: int
-    hidden: int
-
-    def __str__(self) -> str:
-        return f"{self.channels}@{self.height}x{self.width}/{self.hidden}"
-
-    @property
-    def branch_macs(self) -> int:
-        """Multiply-accumulates of one block's branch for one image."""
-        per_pixel = 18 * self.channels * self.hidden + self.hidden * self.hidden
-        return per_pixel * self.height * self.width
-
-
 # Every stage of the recipes: the small Fashion-MNIST networks, then the paper's (MNIST and
 # Fashion-MNIST padded to 32x32; CIFAR-10).
 STAGES = (
@@ -82,67 +63,48 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class StageTuning:
-    """How the kernels that keep whole images (stage forward, inversion) run.
+    """How the stage and inversion kernels run.
 
     Attributes:
         images: whole images per program.
-        block_m: pixels per tile. block_k1, block_k3: K chunk of the two 3x3 convolutions.
-        block_n: hidden channels per tile: all (padded), or a divisor of them, in which case the
-            first hidden layer goes through scratch.
+        block_m: pixels per tile of the matrix products.
+        block_k: rows of the first convolution's weights that are multiplied at a time.
+        block_n: columns of the last one's.
         num_warps, num_stages: as in Triton.
-        precision: of float32 products, "tf32x3", "ieee" or "tf32".
+        bands: programs that share an image, each a band of rows; images is 1 if there are several.
     """
 
     images: int
     block_m: int
+    block_k: int
     block_n: int
-    block_k1: int
-    block_k3: int
     num_warps: int
     num_stages: int
-    precision: str
-
-
-@dataclass(frozen=True)
-class BlockTuning(StageTuning):
-    """How the one-block kernel runs: as above, and into how many bands of rows an image is cut."""
-
     bands: int = 1
 
 
-def default_stage_tuning(stage: Stage, dtype: torch.dtype, capability: int = 90) -> StageTuning:
+def default_stage_tuning(
+    stage: Stage, dtype: torch.dtype, capability: int = 90, bands: int = 1, few: bool = False
+) -> StageTuning:
     """A tuning that compiles without spills for every stage, dtype and target listed here.
 
-    float32 as three TF32 products needs three times the operand registers: K chunks of 16 and
-    hidden tiles of 32 are what Triton 3.6 and 3.9 both fit into 255 (32 and 64 spill up to 280
-    bytes a thread on sm_90). Where a pipelined loop spills its addresses, the loop is not
-    pipelined: half precision on compute capabilities 8 and 10, float32 on 8.
+    Args:
+        stage, dtype: of the call. capability: of the card, 90 for 9.0.
+        bands: programs for each image.
+        few: whether there are fewer images than multiprocessors, each of which then gets its own.
     """
     exact = dtype == torch.float32
-    smallest = 16 if exact else 32
-    block_k1 = next((k for k in (smallest, 16) if stage.channels % k == 0), 32)
-    block_n = padded_width(stage.hidden)
-    if exact and stage.hidden >= 64:
-        block_n = 32
-    elif stage.hidden > 64:
-        block_n = 64 if stage.hidden % 64 == 0 else 32
+    wide = stage.hidden > 64
+    block_m = 128 if wide and not few else 64
     return StageTuning(
-        images=max(1, 64 // (stage.height * stage.width)),
-        block_m=64,
-        block_n=block_n,
-        block_k1=16 if stage.channels == 1 else block_k1,
-        block_k3=smallest if stage.hidden % smallest == 0 else 16,
-        num_warps=8 if stage.channels > 16 else 4,
-        num_stages=_pipeline_depth(stage, exact, capability),
-        precision=FLOAT32_PRECISION if exact else "ieee",
+        images=1 if few else max(1, block_m // (stage.height * stage.width)),
+        block_m=block_m,
+        block_k=16 if stage.channels == 1 else 32 if exact else 64,
+        block_n=min(32 if exact else 64, padded_width(9 * stage.channels)),
+        num_warps=8 if wide and not few else 4,
+        num_stages=2,
+        bands=bands,
     )
-
-
-def _pipeline_depth(stage: Stage, exact: bool, capability: int) -> int:
-    if capability // 10 == 8:
-        # The one float32 stage that spills (168 bytes) without pipelining.
-        return 2 if exact and stage == Stage(16, 7, 7, 96) else 1
-    return 2 if exact or capability // 10 == 9 else 1
 
 
 def _interpreted(stage: Stage, dtype: torch.dtype) -> StageTuning:
@@ -151,17 +113,25 @@ def _interpreted(stage: Stage, dtype: torch.dtype) -> StageTuning:
         default_stage_tuning(stage, dtype),
         images=max(1, 128 // (stage.height * stage.width)),
         block_m=128,
-        block_n=padded_width(stage.hidden),
-        block_k1=64,
-        block_k3=64,
+        block_k=64,
+        block_n=64,
+        num_warps=32,
     )
 
 
 def bands_for(stage: Stage, batch: int, multiprocessors: int) -> int:
-    """Bands that give every multiprocessor work, none thinner than two rows."""
-    wanted = -(-multiprocessors // max(1, batch))
-    most = max(1, stage.height // 2)
-    return min(wanted, most)
+    """Into how many bands of rows to cut an image so that a small batch fills the card.
+
+    Each band also computes the hidden layers of its neighbours' nearest rows, so a band is no
+    thinner than two rows, nor than what fills a tile of 64 pixels together with those; 1 where
+    that leaves nothing to share.
+    """
+    least = max(2, -(-64 // stage.width) - 2)
+    bands = min(multiprocessors // max(1, batch), -(-stage.height // least))
+    if bands < 2 or stage.height <= least + 2:
+        return 1
+    rows = -(-stage.height // bands)
+    return -(-stage.height // rows)
 
 
 @cache
@@ -174,27 +144,17 @@ def _entry(card: Card, kernel: str, stage: Stage, dtype: torch.dtype) -> dict[st
     return dict(_measured().get(card.name, {}).get(key, {}))
 
 
-def stage_tuning(kernel: str, stage: Stage, dtype: torch.dtype, card: Card) -> StageTuning:
-    """The tuning of kernel "stage" or "inversion" on a card."""
+def stage_tuning(
+    kernel: str, stage: Stage, dtype: torch.dtype, batch: int, card: Card
+) -> StageTuning:
+    """The tuning of kernel "stage" or "inversion" for a batch on a card."""
     if card == INTERPRETER:
         return _interpreted(stage, dtype)
-    default = default_stage_tuning(stage, dtype, card.capability)
-    return replace(default, **_entry(card, kernel, stage, dtype).get("tuning", {}))
-
-
-def block_tuning(stage: Stage, dtype: torch.dtype, batch: int, card: Card) -> BlockTuning:
-    """The tuning of the one-block kernel for a batch on a card."""
-    tiles = stage_tuning("block", stage, dtype, card)
+    few = batch <= card.multiprocessors
     bands = bands_for(stage, batch, card.multiprocessors)
-    return BlockTuning(**{**vars(tiles), "images": 1 if bands > 1 else tiles.images}, bands=bands)
-
-
-def smallest_stage_batch(stage: Stage, dtype: torch.dtype, card: Card) -> int:
-    """Batch from which one launch for the whole stage beats one launch a block.
-
-    Below it, whole images leave multiprocessors idle that bands could use.
-    """
-    return card.multiprocessors * stage_tuning("stage", stage, dtype, card).images // 2
+    default = default_stage_tuning(stage, dtype, card.capability, bands, few)
+    name = f"{kernel} of few" if few else kernel
+    return replace(default, **_entry(card, name, stage, dtype).get("tuning", {}))
 
 
 def measured_faster(kernel: str, stage: Stage, dtype: torch.dtype, batch: int, card: Card) -> bool:

@@ -107,14 +107,24 @@ def test_the_cache_forgets_the_oldest() -> None:
 def test_packing_pads_with_zeros_and_keeps_every_weight() -> None:
     drawn = draw_blocks(Stage(3, 4, 4, 96))
     packed = pack(drawn, torch.float64)
-    assert packed.w1.shape == (1, 64, 128)
-    assert packed.w2.shape == (1, 128, 128)
-    assert packed.w3.shape == (1, 896, 16)
+    assert packed.w1.shape == (1, 1, 64, 128)
+    assert packed.w2.shape == (1, 1, 128, 128)
+    assert packed.w3.shape == (1, 1, 128, 64)
     w1, _, w2, _, w3, _ = drawn[0][0]
     for original, stored in ((w1, packed.w1), (w2, packed.w2), (w3, packed.w3)):
         assert stored.square().sum().item() == pytest.approx(original.square().sum().item())
-    # Tap (0, 2), channel 1: row 2 * 3 + 1.
-    assert torch.equal(packed.w1[0, 7, :96], w1[:, 1, 0, 2])
+    # Tap (0, 2), channel 1 of the input: row 2 * 4 + 1. Of the output: column 2 * 3 + 1.
+    assert torch.equal(packed.w1[0, 0, 9, :96], w1[:, 1, 0, 2])
+    assert torch.equal(packed.w3[0, 0, :96, 7], w3[1, :, 0, 2])
+
+
+def test_float32_weights_are_packed_as_three_parts_that_add_up() -> None:
+    drawn = draw_blocks(Stage(3, 4, 4, 32))
+    packed = pack(drawn, torch.float32)
+    assert packed.parts == 3
+    assert packed.w1.dtype == torch.bfloat16
+    total = packed.w1.double().sum(dim=1)
+    assert relative_error(total, pack(drawn, torch.float64).w1[:, 0]) < 2**-24
 
 
 def test_blocks_of_different_shapes_are_not_packed_together() -> None:

@@ -73,7 +73,7 @@ def test_the_first_block_begins_without_elu() -> None:
     ],
     ids=str,
 )
-def test_a_stage_in_one_launch_is_its_blocks_in_order(
+def test_the_tiles_of_a_card_give_the_same_answers(
     stage: Stage, dtype: torch.dtype, batch: int
 ) -> None:
     from codedinv.kernels.residual import run_stage
@@ -82,18 +82,6 @@ def test_a_stage_in_one_launch_is_its_blocks_in_order(
     out = torch.empty_like(x)
     run_stage(x, out, pack(blocks, dtype), tuning.default_stage_tuning(stage, dtype))
     assert relative_error(out, oracle(x, blocks)) < ERROR_LIMIT[dtype]
-
-
-@pytest.mark.parametrize("bands", [2, 3])
-def test_bands_of_rows_meet_without_a_seam(bands: int) -> None:
-    from codedinv.kernels.residual import run_block
-
-    x, blocks = draw(SMALL, 2)
-    out = torch.empty_like(x)
-    tiles = tuning.default_stage_tuning(SMALL, torch.float32)
-    chosen = tuning.BlockTuning(**{**vars(tiles), "images": 1}, bands=bands)
-    run_block(x, out, pack(blocks, torch.float32), 0, chosen)
-    assert relative_error(out, oracle(x, blocks)) < 1e-5
 
 
 def test_channels_last_input_gives_channels_last_output() -> None:

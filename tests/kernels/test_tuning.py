@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from codedinv.kernels import tuning
+from codedinv.kernels.shapes import LARGEST_TILE
 from codedinv.kernels.tuning import DTYPES, STAGES, Card, Stage
 
 H200 = Card("NVIDIA H200", 132, 90)
@@ -16,22 +17,30 @@ H200 = Card("NVIDIA H200", 132, 90)
 @pytest.mark.parametrize("stage", STAGES, ids=str)
 def test_default_tiles_fit_their_stage(stage: Stage) -> None:
     for dtype in DTYPES:
-        chosen = tuning.default_stage_tuning(stage, dtype)
-        assert chosen.block_m & (chosen.block_m - 1) == 0
-        assert chosen.block_n == tuning.padded_width(stage.hidden) or (
-            stage.hidden % chosen.block_n == 0 and stage.hidden % chosen.block_k3 == 0
-        )
-        assert min(chosen.block_k1, chosen.block_k3) >= 16
-        assert max(chosen.block_k1, chosen.block_k3) <= 64
+        for few in (False, True):
+            chosen = tuning.default_stage_tuning(stage, dtype, few=few)
+            for size in (chosen.block_m, chosen.block_k, chosen.block_n):
+                assert size >= 16
+                assert size & (size - 1) == 0
+            assert max(chosen.block_k, chosen.block_n) <= LARGEST_TILE
+            assert chosen.images == 1 or not few
 
 
 def test_a_small_batch_is_cut_into_bands_and_a_large_one_is_not() -> None:
     stage = Stage(12, 16, 16, 64)
-    few = tuning.block_tuning(stage, torch.bfloat16, batch=1, card=H200)
-    many = tuning.block_tuning(stage, torch.bfloat16, batch=256, card=H200)
+    few = tuning.stage_tuning("stage", stage, torch.bfloat16, batch=1, card=H200)
+    many = tuning.stage_tuning("stage", stage, torch.bfloat16, batch=256, card=H200)
     assert (few.bands, few.images) == (8, 1)
     assert many.bands == 1
-    assert tuning.smallest_stage_batch(stage, torch.bfloat16, H200) <= 256
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=str)
+@pytest.mark.parametrize("batch", [1, 5, 33, 66, 132, 1000])
+def test_bands_run_all_at_once_and_none_is_empty(stage: Stage, batch: int) -> None:
+    bands = tuning.bands_for(stage, batch, H200.multiprocessors)
+    assert bands == 1 or batch * bands <= H200.multiprocessors
+    rows = -(-stage.height // bands)
+    assert (bands - 1) * rows < stage.height <= bands * rows
 
 
 def test_a_measured_entry_overrides_the_default_on_its_card_only(
@@ -52,9 +61,10 @@ def test_a_measured_entry_overrides_the_default_on_its_card_only(
     tuning._measured.cache_clear()
     try:
         arguments = ("inversion", stage, torch.bfloat16)
+        batch = 1024
         some, other = Card("Some Card", 132, 90), Card("Other", 132, 90)
-        assert tuning.stage_tuning(*arguments, some).num_warps == 8
-        assert tuning.stage_tuning(*arguments, other).num_warps == 4
+        assert tuning.stage_tuning(*arguments, batch, some).num_warps == 8
+        assert tuning.stage_tuning(*arguments, batch, other).num_warps == 4
         faster = [tuning.measured_faster(*arguments, n, some) for n in (8, 9, 64)]
         assert faster == [True, False, True]
         assert not tuning.measured_faster(*arguments, 8, other)

@@ -1,0 +1,100 @@
+"""Several programs sharing an image, each a band of rows, that wait for each other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from codedinv.kernels import reference, tuning
+from codedinv.kernels.packing import pack
+from codedinv.kernels.testing import DEVICE, ERROR_LIMIT, cast, draw_blocks, draw_images
+from codedinv.kernels.testing import relative_error as error_of
+from codedinv.kernels.tuning import Stage
+from torch import Tensor
+
+# Three bands of a 7x7 image: 3, 3 and 1 rows.
+STAGE = Stage(4, 7, 7, 32)
+BANDS = 3
+SCRATCH = 6
+
+
+def tiles(dtype: torch.dtype) -> tuning.StageTuning:
+    return tuning.default_stage_tuning(STAGE, dtype, bands=BANDS, few=True)
+
+
+def run_together(
+    folder: Path, kernel: str, x: Tensor, blocks: list[reference.Block], **options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The launch's programs at once, one process each. Returns out, iterations, residual."""
+    batch, count = x.shape[0], len(blocks)
+    groups = min(batch, 2)  # the interpreter's grid has two groups; each takes every second image
+    job = {
+        "kernel": kernel, "x": x, "packed": pack(blocks, x.dtype), "tuning": tiles(x.dtype),
+        "programs": groups * BANDS, **options,
+    }  # fmt: skip
+    torch.save(job, folder / "job.pt")
+    for name in [*(f"scratch{i}" for i in range(SCRATCH)), "out", "iterations", "residual"]:
+        # NaN wherever a float is read that nobody wrote; the counters begin at zero.
+        content = b"\0" if name == "scratch4" else b"\xff"
+        (folder / name).write_bytes(content * (1 << 20))
+    script = Path(__file__).with_name("one_program.py")
+    command = [sys.executable, "-W", "ignore", str(script), str(folder)]
+    programs = [
+        subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True)
+        for rank in range(groups * BANDS)
+    ]
+    try:
+        for program in programs:
+            _, errors = program.communicate(timeout=240)
+            assert program.returncode == 0, errors
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+
+    def read(name: str, size: int, dtype: torch.dtype) -> Tensor:
+        return torch.from_file(str(folder / name), size=size, dtype=dtype)
+
+    return (
+        read("out", x.numel(), x.dtype).view(x.shape),
+        read("iterations", batch * count, torch.int32).view(batch, count),
+        read("residual", batch * count, torch.float32).view(batch, count),
+    )
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="a card runs the programs at once by itself")
+@pytest.mark.timeout(300)
+def test_bands_of_a_forward_meet_without_a_seam(tmp_path: Path) -> None:
+    blocks = cast(draw_blocks(STAGE, 3), torch.float32)
+    x = draw_images(STAGE, 1).float()
+    y, _, _ = run_together(tmp_path, "stage", x, blocks)
+    assert error_of(y, reference.residual_blocks(x.double(), cast(blocks, torch.float64))) < 1e-5
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="a card runs the programs at once by itself")
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("dtype", "anderson", "batch"),
+    [
+        (torch.float32, False, 1),
+        pytest.param(torch.bfloat16, True, 3, marks=pytest.mark.slow),
+        pytest.param(torch.float32, True, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_bands_agree_when_an_image_is_inverted(
+    tmp_path: Path, dtype: torch.dtype, anderson: bool, batch: int
+) -> None:
+    blocks = cast(draw_blocks(STAGE, 2), dtype)
+    y = draw_images(STAGE, batch).to(dtype)
+    x, iterations, residual = run_together(
+        tmp_path, "inversion", y, blocks, tol=1e-3, anderson=anderson
+    )
+    exact = cast(blocks, torch.float64)
+    expected, steps, _ = reference.invert(y.double(), exact, 1e-3, 100, anderson)
+    assert error_of(x, expected) < max(ERROR_LIMIT[dtype], 3e-3)
+    assert (iterations - steps).abs().max() <= 1
+    assert (residual <= 1e-3).all()
