@@ -16,34 +16,30 @@ from codedinv import kernels
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 STAGES = (Stage(3, 32, 32, 32), Stage(12, 16, 16, 64), Stage(48, 8, 8, 128))
-
-
-def _synchronised(function, *arguments):  # type: ignore[no-untyped-def]
-    function(*arguments)
-    torch.cuda.synchronize()
-
-
-@pytest.mark.parametrize("backend", ["torch", "triton"])
-@pytest.mark.parametrize("batch", [1, 256])
-@pytest.mark.parametrize("stage", STAGES, ids=str)
-def test_forward_of_seven_blocks(
-    benchmark: BenchmarkFixture, stage: Stage, batch: int, backend: str
-) -> None:
-    benchmark.group = f"forward {stage}, batch {batch}, bfloat16"
-    blocks = testing.cast(testing.draw_blocks(stage, 7), torch.bfloat16)
-    x = testing.draw_images(stage, batch).to(testing.DEVICE, torch.bfloat16)
-    run = kernels.residual_blocks if backend == "triton" else reference.residual_blocks
-    benchmark.pedantic(_synchronised, (run, x, blocks), rounds=30, warmup_rounds=5)
+FUNCTIONS = {
+    ("forward", "torch"): reference.residual_blocks,
+    ("forward", "triton"): kernels.residual_blocks,
+    ("inverse", "torch"): reference.invert,
+    ("inverse", "triton"): kernels.invert,
+}
+# Dtype, and what the function takes beside images and blocks: tolerance and most iterations.
+ARGUMENTS = {"forward": (torch.bfloat16, ()), "inverse": (torch.float32, (1e-5, 100))}
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("batch", [1, 256])
 @pytest.mark.parametrize("stage", STAGES, ids=str)
-def test_inverse_of_seven_blocks(
-    benchmark: BenchmarkFixture, stage: Stage, batch: int, backend: str
+@pytest.mark.parametrize("what", ["forward", "inverse"])
+def test_seven_blocks(
+    benchmark: BenchmarkFixture, what: str, stage: Stage, batch: int, backend: str
 ) -> None:
-    benchmark.group = f"inverse {stage}, batch {batch}, float32 to 1e-5"
-    blocks = testing.cast(testing.draw_blocks(stage, 7), torch.float32)
-    y = testing.draw_images(stage, batch).to(testing.DEVICE, torch.float32)
-    run = kernels.invert if backend == "triton" else reference.invert
-    benchmark.pedantic(_synchronised, (run, y, blocks, 1e-5, 100), rounds=10, warmup_rounds=2)
+    dtype, arguments = ARGUMENTS[what]
+    benchmark.group = f"{what} {stage}, batch {batch}, {dtype}"
+    blocks = testing.cast(testing.draw_blocks(stage, 7), dtype)
+    images = testing.draw_images(stage, batch).to(testing.DEVICE, dtype)
+
+    def run() -> None:
+        FUNCTIONS[what, backend](images, blocks, *arguments)
+        torch.cuda.synchronize()
+
+    benchmark.pedantic(run, rounds=20, warmup_rounds=3)

@@ -1,0 +1,1 @@
+"""Measurements of the kernels on a GPU; `benchmarks/kernels.py` is the command line."""
