@@ -29,7 +29,7 @@ default: build, test, sanitize, ceilings; cifar in bfloat16 and float32: tune, a
 forward, bars, crossover, adopt; power-cifar; then inverse, forward and power of the other networks
 and dtypes
 
---minutes   begins no piece after N minutes and cuts off the one that is running
+--minutes   begins no piece after N whole minutes, and cuts off the one that is running then
 --train     trains the full-size recipes afterwards (classifier, then encoder; resumable)
 --rehearse  the same code on a CPU: Triton's interpreter, tiny shapes; its times mean nothing
 --again     measures what the receipts already have
@@ -149,7 +149,7 @@ SUMMARY="$OUT_FOLDER/device-summary.txt"
 : >"$SUMMARY"
 failed=0
 note() { # NAME STATUS SECONDS
-  printf '%-36s %-8s %4d s\n' "$1" "$2" "$3" | tee -a "$SUMMARY"
+  printf '%-36s %-9s %4d s\n' "$1" "$2" "$3" | tee -a "$SUMMARY"
 }
 has_time() { # shortens LIMIT to what --minutes leaves; false where too little is left to begin
   [ -z "$STOP_AT" ] && return 0

@@ -72,6 +72,13 @@ def test_an_unknown_piece_is_named(tmp_path: Path) -> None:
     assert "unknown piece frobnicate" in done.stderr
 
 
+def test_no_piece_is_begun_when_the_minutes_are_over(tmp_path: Path) -> None:
+    done = run("--out", str(tmp_path), "--rehearse", "--minutes", "0", "ceilings")
+    assert done.returncode == 1
+    assert "not-begun" in done.stdout
+    assert not list(tmp_path.glob("*.json"))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 def test_without_a_gpu_it_says_what_to_do(tmp_path: Path) -> None:
     done = run("--out", str(tmp_path), "ceilings")
