@@ -23,7 +23,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .launch import tile_constants
+from .launch import most_registers, tile_constants
 from .reference import ANDERSON_REGULARISATION
 from .shapes import Stage, parts_of
 from .tuning import DTYPES, STAGES, Card, StageTuning, stage_tuning
@@ -118,6 +118,7 @@ def compile_variant(variant: Variant, arch: int) -> Resources:
     options = {
         "num_warps": variant.tuning.num_warps,
         "num_stages": variant.tuning.num_stages,
+        "maxnreg": most_registers(variant.tuning.num_warps),
     }
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     registers, stack, local = _resource_usage(compiled.asm["cubin"])
@@ -144,7 +145,8 @@ def _plan(variant: Variant) -> tuple[triton.JITFunction, dict[str, object], dict
     if variant.kernel == "power":
         return spectral_norm.power_kernel, *spectral_norm.aot_arguments(stage, tuning)
     pointers = dict.fromkeys(("x", "y", "out"), element)
-    pointers |= dict.fromkeys(("activated", "inner", "w1", "w2", "w3"), _ELEMENT[parts_of(variant.dtype)[0]])
+    part = _ELEMENT[parts_of(variant.dtype)[0]]
+    pointers |= dict.fromkeys(("activated", "inner", "w1", "w2", "w3"), part)
     pointers |= dict.fromkeys(
         ("b1", "b2", "b3", "images", "partial", "sums", "residual"), "*fp32"
     )  # fmt: skip

@@ -16,7 +16,7 @@ from torch import Tensor
 from .launch import allocate, device_of, launch_options, pixel_strides, tile_constants
 from .packing import PackedBlocks
 from .reference import ANDERSON_REGULARISATION
-from .tiles import activate, branch_products, branch_sums, meet, of_image
+from .tiles import activate, branch_products, branch_sums, hidden_zero, meet, of_image
 from .tuning import StageTuning
 
 # float32 scratch images: y and the last two G(x) = y - F(x) rotate through three; Anderson
@@ -28,8 +28,42 @@ SUMS = 10
 
 
 @triton.jit
+def copy_in(
+    source, target, pixel_stride, channel_stride, first_row, origin,
+    C: tl.constexpr, CP: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """target [C, H, W] float32 <- ROWS rows of one image."""
+    c = tl.arange(0, CP)
+    for start in range(origin, ROWS * W, BLOCK):
+        local = start + tl.arange(0, BLOCK)
+        pixel = first_row * W + local
+        mask = ((local < ROWS * W) & (pixel < H * W))[:, None] & (c < C)[None, :]
+        at = (pixel * pixel_stride)[:, None] + c[None, :] * channel_stride
+        value = tl.load(source + at, mask=mask, other=0.0).to(tl.float32)
+        tl.store(target + pixel[:, None] + c[None, :] * (H * W), value, mask=mask)
+
+
+@triton.jit
+def copy_out(
+    source, target, pixel_stride, channel_stride, first_row, origin,
+    C: tl.constexpr, CP: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """ROWS rows of one image <- source [C, H, W] float32."""
+    c = tl.arange(0, CP)
+    for start in range(origin, ROWS * W, BLOCK):
+        local = start + tl.arange(0, BLOCK)
+        pixel = first_row * W + local
+        mask = ((local < ROWS * W) & (pixel < H * W))[:, None] & (c < C)[None, :]
+        value = tl.load(source + pixel[:, None] + c[None, :] * (H * W), mask=mask, other=0.0)
+        at = (pixel * pixel_stride)[:, None] + c[None, :] * channel_stride
+        tl.store(target + at, value.to(target.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def begin_block(
-    images, activated, begins_with_elu, ids, count, first_row,
+    images, activated, begins_with_elu, ids, count, first_row, origin,
     C: tl.constexpr, CP: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     IMAGES: tl.constexpr, IDS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
     PARTS: tl.constexpr, INTERPRETED: tl.constexpr,
@@ -39,7 +73,7 @@ def begin_block(
     goal2 = tl.zeros([IDS], dtype=tl.float32)
     for image in range(count):
         total = tl.zeros([BLOCK, CP], dtype=tl.float32)
-        for start in range(0, ROWS * W, BLOCK):
+        for start in range(origin, ROWS * W, BLOCK):
             local = start + tl.arange(0, BLOCK)
             pixel = first_row * W + local
             valid = ((local < ROWS * W) & (pixel < H * W))[:, None]
@@ -56,7 +90,7 @@ def begin_block(
 
 @triton.jit
 def anderson_step(
-    x, image_of_x, last_image, activated, mix, begins_with_elu, ids, count, first_row,
+    x, image_of_x, last_image, activated, mix, begins_with_elu, ids, count, first_row, origin,
     C: tl.constexpr, CP: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     IMAGES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
     PARTS: tl.constexpr, INTERPRETED: tl.constexpr,
@@ -65,7 +99,7 @@ def anderson_step(
     c = tl.arange(0, CP)
     for image in range(count):
         share = of_image(mix, image, ids)
-        for start in range(0, ROWS * W, BLOCK):
+        for start in range(origin, ROWS * W, BLOCK):
             local = start + tl.arange(0, BLOCK)
             pixel = first_row * W + local
             valid = ((local < ROWS * W) & (pixel < H * W))[:, None]
@@ -134,18 +168,15 @@ def invert_kernel(
     ):
         first_image = task * IMAGES
         count = tl.minimum(batch - first_image, IMAGES)
+        origin = hidden_zero(first_image, batch, STRIDE // BLOCK_M, BLOCK_M * BLOCK)
         failed = (ids >= count).to(tl.int32)
         # Which of the buffers holds the right-hand side; x rotates through the others.
         given = task * 0
         for image in range(count):
-            source = y + (first_image + image).to(tl.int64) * y_image
-            for start in range(0, ROWS * W, BLOCK):
-                local = start + tl.arange(0, BLOCK)
-                pixel = first_row * W + local
-                mask = ((local < ROWS * W) & (pixel < PIXELS))[:, None] & (c < C)[None, :]
-                at = (pixel * y_pixel)[:, None] + c[None, :] * y_channel
-                value = tl.load(source + at, mask=mask, other=0.0).to(tl.float32)
-                tl.store(images + pixel[:, None] + (image * C + c)[None, :] * PIXELS, value, mask=mask)
+            copy_in(
+                y + (first_image + image).to(tl.int64) * y_image, images + image * (C * PIXELS),
+                y_pixel, y_channel, first_row, origin, C, CP, H, W, ROWS, BLOCK,
+            )  # fmt: skip
         tl.debug_barrier()
         for reverse in range(blocks):
             block = blocks - 1 - reverse
@@ -153,7 +184,7 @@ def invert_kernel(
             # Which half of `activated` and of `sums` is read next; the other is written meanwhile.
             turn = task * 0
             goal2 = begin_block(
-                images + given * SIZE, activated, begins_with_elu, ids, count, first_row,
+                images + given * SIZE, activated, begins_with_elu, ids, count, first_row, origin,
                 C, CP, H, W, IMAGES, IDS, ROWS, BLOCK, PARTS, INTERPRETED,
             )  # fmt: skip
             if BANDS > 1:
@@ -169,10 +200,11 @@ def invert_kernel(
             iteration = task * 0
             active = tl.sum(1 - done, axis=0)
             while (iteration < max_iter) & (active > 0):
+                origin = hidden_zero(iteration, max_iter, STRIDE // BLOCK_M, BLOCK_M * BLOCK)
                 branch_products(
                     activated + turn * (PARTS * PLANE), partial, inner,
                     w1 + block * (PARTS * K1 * N), b1 + block * N, w2 + block * (PARTS * N * N),
-                    b2 + block * N, w3 + block * (PARTS * N * N3), count, first_row - HALO,
+                    b2 + block * N, w3 + block * (PARTS * N * N3), count, first_row - HALO, origin,
                     C, CP, N, K1, N3, H, W, IMAGES, LOCAL, BLOCK_M, BLOCK_N, BLOCK_K,
                     PARTS, INTERPRETED,
                 )  # fmt: skip
@@ -194,7 +226,7 @@ def invert_kernel(
                     if ANDERSON:
                         secant_tile = tl.zeros([BLOCK, CP], dtype=tl.float32)
                         moved_tile = tl.zeros([BLOCK, CP], dtype=tl.float32)
-                    for start in range(0, ROWS * W, BLOCK):
+                    for start in range(origin, ROWS * W, BLOCK):
                         local = start + tl.arange(0, BLOCK)
                         pixel = first_row * W + local
                         exists = (local < ROWS * W) & (pixel < PIXELS)
@@ -258,7 +290,7 @@ def invert_kernel(
                     anderson_step(
                         images + 3 * SIZE, images + following * SIZE, images + latest * SIZE,
                         activated + turn * (PARTS * PLANE), mix, begins_with_elu, ids, count,
-                        first_row, C, CP, H, W, IMAGES, ROWS, BLOCK, PARTS, INTERPRETED,
+                        first_row, origin, C, CP, H, W, IMAGES, ROWS, BLOCK, PARTS, INTERPRETED,
                     )  # fmt: skip
                     arrivals += BANDS
                     meet(counters + group, arrivals, BANDS)
@@ -279,15 +311,11 @@ def invert_kernel(
             failed = tl.where(done != 0, failed, 1)
             given = latest
         for image in range(count):
-            target = out + (first_image + image).to(tl.int64) * out_image
-            for start in range(0, ROWS * W, BLOCK):
-                local = start + tl.arange(0, BLOCK)
-                pixel = first_row * W + local
-                mask = ((local < ROWS * W) & (pixel < PIXELS))[:, None] & (c < C)[None, :]
-                at = pixel[:, None] + (image * C + c)[None, :] * PIXELS
-                value = tl.load(images + given * SIZE + at, mask=mask, other=0.0)
-                at = (pixel * out_pixel)[:, None] + c[None, :] * out_channel
-                tl.store(target + at, value.to(out.dtype.element_ty), mask=mask)
+            copy_out(
+                images + given * SIZE + image * (C * PIXELS),
+                out + (first_image + image).to(tl.int64) * out_image,
+                out_pixel, out_channel, first_row, origin, C, CP, H, W, ROWS, BLOCK,
+            )  # fmt: skip
         # The next task overwrites this scratch.
         tl.debug_barrier()
 

@@ -25,6 +25,8 @@ from .tuning import StageTuning
 PROGRAMS_PER_MULTIPROCESSOR = 2
 # Under the interpreter programs run one after another; two are enough to test the persistent loop.
 INTERPRETED_PROGRAMS = 2
+# Registers of a multiprocessor, of any compute capability from 8.0 to 10.0.
+REGISTER_FILE = 65536
 # Elements a thread holds of a tile of pixels by channels outside the matrix products.
 ELEMENTS_PER_THREAD = 8
 
@@ -59,6 +61,12 @@ def device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()
 
 
+def most_registers(num_warps: int) -> int:
+    """Registers a thread may have: all there are. Told nothing, the assembler spills a few to reach
+    the next lower number at which one more program fits on a multiprocessor."""
+    return min(255, REGISTER_FILE // (32 * num_warps))
+
+
 def launch_options(x: Tensor, tuning: StageTuning) -> dict[str, object]:
     """Triton's own arguments of a launch. Cooperative where bands wait for each other, so that a
     grid that could not run all at once is refused by the driver and never deadlocks."""
@@ -66,6 +74,7 @@ def launch_options(x: Tensor, tuning: StageTuning) -> dict[str, object]:
         "INTERPRETED": interpreting(),
         "num_warps": tuning.num_warps,
         "num_stages": tuning.num_stages,
+        "maxnreg": most_registers(tuning.num_warps),
     }
     if tuning.bands > 1 and x.device.type == "cuda":
         options["launch_cooperative_grid"] = True

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .launch import allocate, device_of, launch_options, pixel_strides, tile_constants
 from .packing import PackedBlocks
-from .tiles import activate, branch_products, branch_sums, meet
+from .tiles import activate, branch_products, branch_sums, hidden_zero, meet
 from .tuning import StageTuning
 
 
@@ -47,12 +47,14 @@ def stage_kernel(
     ):
         first_image = task * IMAGES
         count = tl.minimum(batch - first_image, IMAGES)
+        origin = hidden_zero(first_image, batch, STRIDE // BLOCK_M, BLOCK_M * BLOCK)
         begins_with_elu = tl.load(leading) != 0
         for image in range(count):
             source = x + (first_image + image).to(tl.int64) * x_image
-            for start in range(0, ROWS * W, BLOCK):
-                pixel = first_row * W + start + tl.arange(0, BLOCK)
-                valid = ((pixel < (first_row + ROWS) * W) & (pixel < PIXELS))[:, None]
+            for start in range(origin, ROWS * W, BLOCK):
+                local = start + tl.arange(0, BLOCK)
+                pixel = first_row * W + local
+                valid = ((local < ROWS * W) & (pixel < PIXELS))[:, None]
                 mask = valid & (c < C)[None, :]
                 at = (pixel * x_pixel)[:, None] + c[None, :] * x_channel
                 value = tl.load(source + at, mask=mask, other=0.0).to(tl.float32)
@@ -66,10 +68,11 @@ def stage_kernel(
         meet(counters + group, arrivals, BANDS)
         for block in range(blocks):
             turn = block % 2
+            origin = hidden_zero(block, blocks, STRIDE // BLOCK_M, BLOCK_M * BLOCK)
             branch_products(
                 activated + turn * (PARTS * PLANE), partial, inner,
                 w1 + block * (PARTS * K1 * N), b1 + block * N, w2 + block * (PARTS * N * N),
-                b2 + block * N, w3 + block * (PARTS * N * N3), count, first_row - HALO,
+                b2 + block * N, w3 + block * (PARTS * N * N3), count, first_row - HALO, origin,
                 C, CP, N, K1, N3, H, W, IMAGES, LOCAL, BLOCK_M, BLOCK_N, BLOCK_K,
                 PARTS, INTERPRETED,
             )  # fmt: skip
@@ -77,7 +80,7 @@ def stage_kernel(
             begins_with_elu = tl.load(leading + block + 1) != 0
             for image in range(count):
                 target = out + (first_image + image).to(tl.int64) * out_image
-                for start in range(0, ROWS * W, BLOCK):
+                for start in range(origin, ROWS * W, BLOCK):
                     local = start + tl.arange(0, BLOCK)
                     pixel = first_row * W + local
                     exists = (local < ROWS * W) & (pixel < PIXELS)

@@ -2,12 +2,16 @@
 
 A 3x3 convolution of many channels to few is cheaper the other way round: multiply every pixel by
 all nine taps' weights at once (columns tap * C + c), then add up, at each pixel, what its nine
-neighbours have for it. So the hidden layers never leave the program's registers in the common
-case, and the only thing that goes through memory is 9 C partial products a pixel.
+neighbours have for it. So the hidden layers stay in the program's registers, and the only thing
+that goes through memory is 9 C partial products a pixel.
 
-Layouts: activations [pixels, CP], channels fastest and padded to a power of two, so that a gather
-of im2col columns loads whole vectors; images and partial products [C or 9 C, pixels], pixels
+Layouts: activations [PARTS, pixels, CP], channels fastest and padded to a power of two, so that a
+gather of im2col columns loads vectors; images and partial products [C or 9 C, pixels], pixels
 fastest, so that sums over neighbours are coalesced.
+
+Operands of products are 16 bits wide. A float32 operand is the sum of three bfloat16 parts, eight
+bits of mantissa each, and its product the six products of parts that matter (the other three are
+below 2^-24 of it): as accurate as float32, at the arithmetic cost of three TF32 products.
 """
 
 from __future__ import annotations
@@ -88,6 +92,16 @@ def of_image(table, image, ids):
 
 
 @triton.jit
+def hidden_zero(index, count, TILES: tl.constexpr, UNIT: tl.constexpr):
+    """0, since 0 <= index < count, but not to the compiler where a loop has few tiles: it would
+    compute their places and masks before the loops around, and spill them."""
+    if TILES > 4:
+        return 0
+    else:
+        return tl.multiple_of(index // count, UNIT)
+
+
+@triton.jit
 def meet(counter, arrivals, PROGRAMS: tl.constexpr):
     """Waits for all threads of this program, and of the others where PROGRAMS share an image;
     whatever was stored before is then visible to all. arrivals: of all programs so far, and now.
@@ -158,7 +172,7 @@ def multiply_rows(
 
 @triton.jit
 def branch_products(
-    activated, partial, inner, w1, b1, w2, b2, w3, count, first_row,
+    activated, partial, inner, w1, b1, w2, b2, w3, count, first_row, origin,
     C: tl.constexpr, CP: tl.constexpr, N: tl.constexpr, K1: tl.constexpr, N3: tl.constexpr,
     H: tl.constexpr, W: tl.constexpr, IMAGES: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -168,14 +182,14 @@ def branch_products(
 
     activated: [PARTS, IMAGES, H, W, CP]. partial: [9 C, IMAGES ROWS W padded to BLOCK_M] float32;
     what is stored for pixels outside the image is never read. inner: [PARTS, BLOCK_M, N], used for
-    wide layers in three parts, which together with the weights of the next would not fit into
-    registers. BLOCK_K: rows of the first convolution's weights, BLOCK_N: columns of the last
-    one's, that are multiplied at a time.
+    hidden layers in three parts, which would not fit into registers beside the next weights.
+    origin: `hidden_zero`. BLOCK_K: rows of the first convolution's weights, BLOCK_N: columns of
+    the last one's, that are multiplied at a time.
     """
     TOTAL: tl.constexpr = IMAGES * ROWS * W
     STRIDE: tl.constexpr = (TOTAL + BLOCK_M - 1) // BLOCK_M * BLOCK_M
     k = tl.arange(0, N)
-    for start in range(0, TOTAL, BLOCK_M):
+    for start in range(origin, TOTAL, BLOCK_M):
         m = start + tl.arange(0, BLOCK_M)
         image = m // (ROWS * W)
         row = first_row + (m // W) % ROWS
@@ -189,7 +203,7 @@ def branch_products(
         )  # fmt: skip
         layer = elu(acc, INTERPRETED)
         acc = tl.zeros([BLOCK_M, N], dtype=tl.float32) + tl.load(b2 + k)[None, :]
-        if PARTS == 3 and N > 32:
+        if PARTS == 3 and N > 32:  # narrower ones do fit
             rows = inner + (m - start) * N
             places = rows[:, None] + k[None, :]
             first = layer.to(w2.dtype.element_ty)

@@ -19,11 +19,6 @@ from .shapes import Stage, padded_width
 
 MEASURED = Path(__file__).with_name("measured.json")
 
-# float32 operands on tensor cores as three TF32 products (relative error about 1e-6), or as plain
-# FMA ("ieee"). tf32x3 is the default because FMA peaks at 67 TFLOP/s on an H200 against about 165
-# for three TF32 products; no card has timed the two here yet.
-FLOAT32_PRECISION = "tf32x3"
-
 LARGEST_HIDDEN = 128
 LARGEST_CHANNELS = 64
 LARGEST_PIXELS = 4096
@@ -86,23 +81,30 @@ class StageTuning:
 def default_stage_tuning(
     stage: Stage, dtype: torch.dtype, capability: int = 90, bands: int = 1, few: bool = False
 ) -> StageTuning:
-    """A tuning that compiles without spills for every stage, dtype and target listed here.
+    """A tuning that compiles without spills for every stage, dtype and target listed here, on
+    Triton 3.6 to 3.9; the sizes of tiles were found by trying, not by timing.
 
     Args:
         stage, dtype: of the call. capability: of the card, 90 for 9.0.
         bands: programs for each image.
         few: whether there are fewer images than multiprocessors, each of which then gets its own.
     """
-    exact = dtype == torch.float32
-    wide = stage.hidden > 64
-    block_m = 128 if wide and not few else 64
+    exact, wide, generation = dtype == torch.float32, stage.hidden > 64, capability // 10
+    # wgmma takes tiles of 64 rows from each 4 warps; elsewhere wide tiles of 128 rows spill.
+    block_m = 128 if wide and (generation == 9 or (generation > 9 and exact)) else 64
+    block_k = 32 if exact or (wide and generation > 9) else 64
+    if stage.channels == 1 or (exact and (wide or generation == 8)):
+        block_k = 16
+    block_n = 32 if exact else 64
+    if exact and wide and generation == 8:
+        block_n = 16
     return StageTuning(
         images=1 if few else max(1, block_m // (stage.height * stage.width)),
         block_m=block_m,
-        block_k=16 if stage.channels == 1 else 32 if exact else 64,
-        block_n=min(32 if exact else 64, padded_width(9 * stage.channels)),
-        num_warps=8 if wide and not few else 4,
-        num_stages=2,
+        block_k=block_k,
+        block_n=min(block_n, padded_width(9 * stage.channels)),
+        num_warps=8 if wide else 4,
+        num_stages=3 if stage.channels <= 4 and not exact else 2,
         bands=bands,
     )
 
