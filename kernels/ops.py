@@ -161,10 +161,10 @@ def unsupported(x: Tensor, hidden: int) -> str | None:
     if x.dtype not in tuning.DTYPES:
         return f"dtype {x.dtype}"
     channels, height, width = x.shape[1:]
-    if channels > tuning.LARGEST_CHANNELS or hidden > tuning.LARGEST_HIDDEN or hidden % 16:
+    if channels > tuning.LARGEST_CHANNELS or hidden > tuning.LARGEST_HIDDEN:
         return (
             f"{channels} channels with {hidden} hidden (at most {tuning.LARGEST_CHANNELS} and "
-            f"{tuning.LARGEST_HIDDEN}, hidden a multiple of 16)"
+            f"{tuning.LARGEST_HIDDEN})"
         )
     if not 0 < height * width <= tuning.LARGEST_PIXELS:
         return f"{height}x{width} pixels (at most {tuning.LARGEST_PIXELS})"

@@ -98,13 +98,16 @@ def default_stage_tuning(
     block_n = 32 if exact else 64
     if exact and wide and generation == 8:
         block_n = 16
+    num_stages = 3 if stage.channels <= 4 and not exact else 2
+    if exact and generation == 9 and stage == Stage(16, 7, 7, 96) and not few:
+        num_stages = 1  # Triton 3.6 spills 56 bytes for a pipeline
     return StageTuning(
         images=1 if few else max(1, block_m // (stage.height * stage.width)),
         block_m=block_m,
         block_k=block_k,
         block_n=min(block_n, padded_width(9 * stage.channels)),
         num_warps=8 if wide else 4,
-        num_stages=3 if stage.channels <= 4 and not exact else 2,
+        num_stages=num_stages,
         bands=bands,
     )
 

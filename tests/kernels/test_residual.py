@@ -25,6 +25,7 @@ QUICK = [
     (Stage(64, 4, 4, 128), torch.bfloat16),
     (Stage(48, 8, 8, 128), torch.float32),
     (Stage(12, 16, 16, 64), torch.bfloat16),
+    (Stage(5, 6, 9, 20), torch.float32),  # of no recipe, and no power of two anywhere
 ]
 EVERY = [
     pytest.param(stage, dtype, marks=pytest.mark.slow)
