@@ -106,7 +106,11 @@ def variants(
 
 
 def compile_variant(variant: Variant, arch: int) -> Resources:
-    """Compiles one variant for compute capability `arch` (80, 90, 100) and reports its use."""
+    """Compiles one variant for compute capability `arch` (80, 90, 100) and reports its use.
+
+    Raises:
+        RuntimeError: it does not compile, or to something without matrix instructions.
+    """
     function, constants, pointers = _plan(variant)
     names = list(function.arg_names)
     signature = {name: _type_of(name, pointers, constants) for name in names}
@@ -124,6 +128,9 @@ def compile_variant(variant: Variant, arch: int) -> Resources:
     registers, stack, local = _resource_usage(compiled.asm["cubin"])
     ptx = compiled.asm["ptx"]
     counts = {kind: len(re.findall(pattern, ptx)) for kind, pattern in _TENSOR_CORE.items()}
+    if not any(counts.values()):
+        # What Triton emits where tensor memory does not suffice is a kernel that traps.
+        raise RuntimeError(f"{variant} for sm_{arch}: the compiler emitted no matrix instruction")
     return Resources(
         variant=str(variant),
         arch=arch,

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .shapes import Stage, padded_width
+from .shapes import Stage, padded_channels, padded_width
 
 MEASURED = Path(__file__).with_name("measured.json")
 
@@ -90,16 +90,21 @@ def default_stage_tuning(
         few: whether there are fewer images than multiprocessors, each of which then gets its own.
     """
     exact, wide, generation = dtype == torch.float32, stage.hidden > 64, capability // 10
-    # wgmma takes tiles of 64 rows from each 4 warps; elsewhere wide tiles of 128 rows spill.
-    block_m = 128 if wide and (generation == 9 or (generation > 9 and exact)) else 64
-    block_k = 32 if exact or (wide and generation > 9) else 64
-    if stage.channels == 1 or (exact and (wide or generation == 8)):
+    hopper, older = generation == 9, generation < 9
+    # wgmma takes 64 rows from each 4 warps; elsewhere wide tiles of 128 rows spill.
+    block_m = 128 if wide and hopper else 64
+    block_k = 32 if exact or (wide and not (hopper or older)) else 64
+    if stage.channels == 1 or (exact and (wide or older)):
         block_k = 16
+    elif exact and hopper and padded_channels(stage.channels) == 4 and stage.hidden <= 32:
+        block_k = 64  # all nine taps at once
     block_n = 32 if exact else 64
-    if exact and wide and generation == 8:
+    if exact and wide and older:
         block_n = 16
     num_stages = 3 if stage.channels <= 4 and not exact else 2
-    if exact and generation == 9 and stage == Stage(16, 7, 7, 96) and not few:
+    if exact and wide and not (hopper or older):
+        num_stages = 1  # a pipeline overflows tensor memory, for which Triton 3.7 emits a trap
+    if exact and hopper and stage == Stage(16, 7, 7, 96) and not few:
         num_stages = 1  # Triton 3.6 spills 56 bytes for a pipeline
     return StageTuning(
         images=1 if few else max(1, block_m // (stage.height * stage.width)),

@@ -20,7 +20,7 @@ QUICK = [
     ("anderson of few", "12@16x16/64", "bfloat16", 90),
     ("stage of few", "3@32x32/32", "float32", 90),
     ("inversion of few", "4@14x14/32", "bfloat16", 100),
-    ("stage", "16@7x7/96", "bfloat16", 100),
+    ("stage", "16@7x7/96", "float32", 100),
     ("inversion", "12@16x16/64", "bfloat16", 80),
     ("stage of few", "48@8x8/128", "float32", 80),
     ("power", "4@14x14/32", "float32", 90),
