@@ -36,7 +36,7 @@ TIMING_BUDGET_MS = 200
 # Changes to the default that are tried. A kernel compiles in 5 to 10 s; with these a network has
 # some 130 candidates for each dtype.
 CHANGES: tuple[dict[str, int], ...] = (
-    {"num_warps": 4}, {"num_warps": 8}, {"num_stages": 1}, {"num_stages": 3},
+    {"num_warps": 4}, {"num_warps": 8}, {"num_stages": 1}, {"num_stages": 3}, {"num_stages": 4},
     {"block_m": 32}, {"block_m": 64}, {"block_m": 128}, {"block_m": 128, "num_warps": 8},
     {"block_k": 16}, {"block_k": 32}, {"block_k": 64}, {"block_n": 32}, {"block_n": 64},
 )  # fmt: skip
