@@ -28,36 +28,20 @@ SUMS = 10
 
 
 @triton.jit
-def copy_in(
-    source, target, pixel_stride, channel_stride, first_row, origin,
+def copy_rows(
+    source, source_pixel, source_channel, target, target_pixel, target_channel, first_row, origin,
     C: tl.constexpr, CP: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """target [C, H, W] float32 <- ROWS rows of one image."""
+    """ROWS rows of one image from one layout, given by strides, and dtype to another."""
     c = tl.arange(0, CP)
     for start in range(origin, ROWS * W, BLOCK):
         local = start + tl.arange(0, BLOCK)
         pixel = first_row * W + local
         mask = ((local < ROWS * W) & (pixel < H * W))[:, None] & (c < C)[None, :]
-        at = (pixel * pixel_stride)[:, None] + c[None, :] * channel_stride
-        value = tl.load(source + at, mask=mask, other=0.0).to(tl.float32)
-        tl.store(target + pixel[:, None] + c[None, :] * (H * W), value, mask=mask)
-
-
-@triton.jit
-def copy_out(
-    source, target, pixel_stride, channel_stride, first_row, origin,
-    C: tl.constexpr, CP: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """ROWS rows of one image <- source [C, H, W] float32."""
-    c = tl.arange(0, CP)
-    for start in range(origin, ROWS * W, BLOCK):
-        local = start + tl.arange(0, BLOCK)
-        pixel = first_row * W + local
-        mask = ((local < ROWS * W) & (pixel < H * W))[:, None] & (c < C)[None, :]
-        value = tl.load(source + pixel[:, None] + c[None, :] * (H * W), mask=mask, other=0.0)
-        at = (pixel * pixel_stride)[:, None] + c[None, :] * channel_stride
+        at = (pixel * source_pixel)[:, None] + c[None, :] * source_channel
+        value = tl.load(source + at, mask=mask, other=0.0)
+        at = (pixel * target_pixel)[:, None] + c[None, :] * target_channel
         tl.store(target + at, value.to(target.dtype.element_ty), mask=mask)
 
 
@@ -173,9 +157,10 @@ def invert_kernel(
         # Which of the buffers holds the right-hand side; x rotates through the others.
         given = task * 0
         for image in range(count):
-            copy_in(
-                y + (first_image + image).to(tl.int64) * y_image, images + image * (C * PIXELS),
-                y_pixel, y_channel, first_row, origin, C, CP, H, W, ROWS, BLOCK,
+            copy_rows(
+                y + (first_image + image).to(tl.int64) * y_image, y_pixel, y_channel,
+                images + image * (C * PIXELS), 1, PIXELS,
+                first_row, origin, C, CP, H, W, ROWS, BLOCK,
             )  # fmt: skip
         tl.debug_barrier()
         for reverse in range(blocks):
@@ -311,10 +296,10 @@ def invert_kernel(
             failed = tl.where(done != 0, failed, 1)
             given = latest
         for image in range(count):
-            copy_out(
-                images + given * SIZE + image * (C * PIXELS),
-                out + (first_image + image).to(tl.int64) * out_image,
-                out_pixel, out_channel, first_row, origin, C, CP, H, W, ROWS, BLOCK,
+            copy_rows(
+                images + given * SIZE + image * (C * PIXELS), 1, PIXELS,
+                out + (first_image + image).to(tl.int64) * out_image, out_pixel, out_channel,
+                first_row, origin, C, CP, H, W, ROWS, BLOCK,
             )  # fmt: skip
         # The next task overwrites this scratch.
         tl.debug_barrier()
