@@ -1,6 +1,6 @@
-"""How each kernel is run: (stage, dtype, device) -> tile, warps, pipeline depth, arithmetic.
+"""How each kernel is run: (stage, dtype, batch, device) -> tiles, warps, pipeline depth, bands.
 
-`measured.json` holds what a card has been seen to prefer, written by `benchmarks/device.sh tune`;
+`measured.json` holds what a card has been seen to prefer, written by `benchmarks/device.sh adopt`;
 a card or stage that is not in it gets the default below. The defaults come from what the compiler
 reports without a card (no spills, shared memory; see docs/kernels.md), not from timings.
 """
@@ -41,7 +41,6 @@ class Card:
 
 # The card of a process that runs kernels in Triton's interpreter.
 INTERPRETER = Card("interpreter", 1, 0)
-
 
 # Every stage of the recipes: the small Fashion-MNIST networks, then the paper's (MNIST and
 # Fashion-MNIST padded to 32x32; CIFAR-10).
@@ -87,7 +86,7 @@ def default_stage_tuning(
     Args:
         stage, dtype: of the call. capability: of the card, 90 for 9.0.
         bands: programs for each image.
-        few: whether there are fewer images than multiprocessors, each of which then gets its own.
+        few: whether there are no more images than multiprocessors, so that each gets its own.
     """
     exact, wide, generation = dtype == torch.float32, stage.hidden > 64, capability // 10
     hopper, older = generation == 9, generation < 9

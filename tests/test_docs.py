@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,16 @@ def test_the_accuracy_table_is_what_the_receipts_say() -> None:
     readme = (ROOT / "README.md").read_text()
     assert {r["result"]["model"] for r in RECEIPTS} == {"fashion-mnist", "fashion-mnist-k10"}
     assert replace_table(readme, accuracy_table(RECEIPTS, CONTROLS)) == readme
+
+
+def test_the_table_of_compiled_kernels_is_what_the_receipt_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    table = runpy.run_path(str(ROOT / "benchmarks" / "compiled.py"))["table"]
+    receipt = json.loads((ROOT / "benchmarks" / "receipts" / "compiled-sm-90.json").read_text())
+    assert receipt["spilled"] == []
+    assert table(receipt) in (ROOT / "docs" / "kernels.md").read_text()
 
 
 def test_a_table_has_a_row_for_each_receipt_and_half_widths() -> None:

@@ -29,8 +29,25 @@ def tiles(dtype: torch.dtype) -> tuning.StageTuning:
 def run_together(
     folder: Path, kernel: str, x: Tensor, blocks: list[reference.Block], **options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The launch's programs at once, one process each. Returns out, iterations, residual."""
+    """The launch's programs at once: on a card, or else one process each. Returns out, iterations,
+    residual."""
+    from codedinv.kernels.inversion import run_inversion
+    from codedinv.kernels.residual import run_stage
+
     batch, count = x.shape[0], len(blocks)
+    if DEVICE.type == "cuda":
+        out = torch.empty_like(x)
+        iterations = torch.empty(batch, count, dtype=torch.int32, device=DEVICE)
+        residual = torch.empty(batch, count, device=DEVICE)
+        packed = pack(blocks, x.dtype)
+        if kernel == "stage":
+            run_stage(x, out, packed, tiles(x.dtype))
+        else:
+            run_inversion(
+                x, out, iterations, residual, packed,
+                options["tol"], 100, options["anderson"], tiles(x.dtype),
+            )  # fmt: skip
+        return out, iterations, residual
     groups = min(batch, 2)  # the interpreter's grid has two groups; each takes every second image
     job = {
         "kernel": kernel, "x": x, "packed": pack(blocks, x.dtype), "tuning": tiles(x.dtype),
@@ -66,16 +83,14 @@ def run_together(
     )
 
 
-@pytest.mark.skipif(DEVICE.type == "cuda", reason="a card runs the programs at once by itself")
 @pytest.mark.timeout(300)
 def test_bands_of_a_forward_meet_without_a_seam(tmp_path: Path) -> None:
     blocks = cast(draw_blocks(STAGE, 3), torch.float32)
-    x = draw_images(STAGE, 1).float()
+    x = draw_images(STAGE, 1).to(DEVICE, torch.float32)
     y, _, _ = run_together(tmp_path, "stage", x, blocks)
     assert error_of(y, reference.residual_blocks(x.double(), cast(blocks, torch.float64))) < 1e-5
 
 
-@pytest.mark.skipif(DEVICE.type == "cuda", reason="a card runs the programs at once by itself")
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("dtype", "anderson", "batch"),
@@ -89,7 +104,7 @@ def test_bands_agree_when_an_image_is_inverted(
     tmp_path: Path, dtype: torch.dtype, anderson: bool, batch: int
 ) -> None:
     blocks = cast(draw_blocks(STAGE, 2), dtype)
-    y = draw_images(STAGE, batch).to(dtype)
+    y = draw_images(STAGE, batch).to(DEVICE, dtype)
     x, iterations, residual = run_together(
         tmp_path, "inversion", y, blocks, tol=1e-3, anderson=anderson
     )
