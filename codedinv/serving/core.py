@@ -61,11 +61,15 @@ class Core:
         self._on_event: dict[type, Any] = {
             ev.Opened: self._opened,
             ev.Submitted: self._submitted,
+            ev.Cancelled: self._cancelled,
             ev.Encoded: self._encoded,
+            ev.EncodeFailed: self._encode_failed,
             ev.ResultArrived: self._result_arrived,
             ev.TaskFailed: self._task_failed,
             ev.WorkerDied: self._worker_died,
             ev.WorkerReady: self._worker_ready,
+            ev.Stalled: lambda _: None,
+            ev.Inconsistent: lambda _: None,
             ev.Timer: self._timer,
             ev.CloseRequested: self._close_requested,
         }
@@ -142,7 +146,7 @@ class Core:
             if group.unanswered or self.policy.always_encode:
                 group.states[k:] = [SlotState.ENCODING] * (n - k)
                 members = tuple(q.payload for q in group.queries) + (None,) * anchors
-                self._out.append(act.Encode(group.id, members))
+                self._out.append(act.Encode(group.id, 0, members))
             else:
                 self.counts["groups_not_encoded"] += 1
         self._settle(group)
@@ -154,6 +158,19 @@ class Core:
             group.payloads[slot] = payload
             self._enqueue(group, slot)
         self._settle(group)
+
+    def _encode_failed(self, event: ev.EncodeFailed) -> None:
+        group = self.groups[event.group]
+        for slot in range(self.plan.k, self.plan.n):
+            group.states[slot] = SlotState.LOST
+        self.counts["encode_errors"] += 1
+        self._settle(group)
+
+    def _cancelled(self, event: ev.Cancelled) -> None:
+        query = self.queries.get(event.query)
+        if query is not None:
+            self._fail(query, "cancelled", "its caller cancelled it")
+            self._settle(query.group)
 
     # ---- tasks go out
 
@@ -238,7 +255,7 @@ class Core:
         group.states[slot] = SlotState.ARRIVED
         group.arrived += 1
         if self.plan.n > self.plan.k:
-            self._out.append(act.Absorb(group.id, slot, event.result))
+            self._out.append(act.Absorb(group.id, 0, slot, event.result))
         if group.waits_for(slot):
             self._resolve(group.queries[slot], "exact", event.result)
         elif group.unanswered == 0 or slot < self.plan.k:
@@ -321,7 +338,7 @@ class Core:
             self.timers.cancel(group.alarm)
             if self.plan.n > self.plan.k:
                 if group.arrived == self.plan.n:
-                    self._out.append(act.Inspect(group.id))
+                    self._out.append(act.Inspect(group.id, 0, True))
                 self._out.append(act.Retire(group.id))
 
     def _is_needed(self, group: Group, slot: int) -> bool:
@@ -339,7 +356,7 @@ class Core:
     def _resolve(self, query: Query, source: Source, result: Any | None) -> None:
         self.answered[source] += 1
         self._end(query)
-        self._out.append(act.Resolve(query.id, source, query.group.id, query.slot, result))
+        self._out.append(act.Resolve(query.id, source, query.group.id, 0, query.slot, result))
 
     def _fail(self, query: Query, failure: act.Failure, reason: str) -> None:
         self.failed[failure] += 1
@@ -378,7 +395,7 @@ class Core:
         self.fleet.starting(worker)
         self.counts["starts"] += 1
         worker.alarm = self.timers.set(self._now + self.policy.start_timeout_s, "start", worker)
-        self._out.append(act.Restart(worker.index, worker.generation))
+        self._out.append(act.Restart(worker.index, worker.generation, 0))
 
     def _worker_ready(self, event: ev.WorkerReady) -> None:
         worker = self.fleet.current(event.worker, event.generation)

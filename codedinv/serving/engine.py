@@ -87,7 +87,7 @@ class Engine:
         self._policy = policy
         self._pool = pool
         self._core = Core(scheme.plan, policy, workers)
-        self._metrics = Metrics(policy.corruption_residual)
+        self._metrics = Metrics(None)
         self._state_lock = threading.Lock()  # core, metrics: the loop's turn, or a reader
         self._admission = threading.Lock()  # the three below
         self._inbox: deque[ev.Submitted | ev.CloseRequested] = deque()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from codedinv.schemes.scheme import Plan
+
 
 class Opened(NamedTuple):
     """The server starts; the first of all events."""
@@ -23,12 +25,27 @@ class Submitted(NamedTuple):
     deadline: float | None
 
 
+class Cancelled(NamedTuple):
+    """The caller of a query no longer wants its answer."""
+
+    time: float
+    query: int
+
+
 class Encoded(NamedTuple):
     """The answer to `Encode`: one payload per parity slot."""
 
     time: float
     group: int
     parities: tuple[Any, ...]
+
+
+class EncodeFailed(NamedTuple):
+    """The other answer to `Encode`: there are no parities."""
+
+    time: float
+    group: int
+    reason: str
 
 
 class ResultArrived(NamedTuple):
@@ -51,6 +68,15 @@ class TaskFailed(NamedTuple):
     reason: str
 
 
+class TaskDropped(NamedTuple):
+    """The answer to `Cancel` where the worker had not begun the task."""
+
+    time: float
+    worker: int
+    generation: int
+    task: int
+
+
 class WorkerDied(NamedTuple):
     """A worker process ended, or could not be started."""
 
@@ -66,6 +92,45 @@ class WorkerReady(NamedTuple):
     time: float
     worker: int
     generation: int
+
+
+class Inconsistent(NamedTuple):
+    """The answer to `Inspect` where the results contradict each other; silence: they do not.
+
+    `slot` is the one that is wrong, where the code can tell; else None.
+    """
+
+    time: float
+    group: int
+    slot: int | None
+
+
+class Compared(NamedTuple):
+    """The answer to `Compare`: the earlier runs of this slot, 0 for the first, that agree with it."""
+
+    time: float
+    group: int
+    slot: int
+    run: int
+    agrees: tuple[int, ...]
+
+
+class ReloadRequested(NamedTuple):
+    """From now on `version` is to be served, one version at a time."""
+
+    time: float
+    version: int
+    plan: Plan
+
+
+class Stalled(NamedTuple):
+    """Whoever runs the core was away (stopped, starved, suspended) for so many seconds.
+
+    Told before what is found at the return. Workers are not blamed for that time.
+    """
+
+    time: float
+    seconds: float
 
 
 class Timer(NamedTuple):
@@ -84,11 +149,18 @@ class CloseRequested(NamedTuple):
 Event = (
     Opened
     | Submitted
+    | Cancelled
     | Encoded
+    | EncodeFailed
     | ResultArrived
     | TaskFailed
+    | TaskDropped
     | WorkerDied
     | WorkerReady
+    | Inconsistent
+    | Compared
+    | ReloadRequested
+    | Stalled
     | Timer
     | CloseRequested
 )

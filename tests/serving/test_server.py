@@ -229,7 +229,7 @@ def test_replicas_hide_a_hung_worker(serve: Serve, linear: LinearModel, backend:
 
 
 def test_corrupt_results_are_suspected(serve: Serve, linear: LinearModel) -> None:
-    policy = Policy(always_encode=True, corruption_residual=0.01)
+    policy = Policy(always_encode=True)
     server = serve(backend="thread", policy=policy)
     server.predict(linear.queries(40))
     wait_until(lambda: server.stats().groups_checked > 0)
