@@ -104,9 +104,9 @@ class Reject(NamedTuple):
 
 
 class Inspect(NamedTuple):
-    """All n results of a group are in: check them against each other for corruption.
+    """All n results of a group are in: check them against each other; answer with `Inspected`.
 
-    `full`: no slot holds an anchor. Answer with `Inconsistent` if they contradict each other.
+    `full`: no slot holds an anchor, as `Policy.verify` wants it.
     """
 
     group: int
@@ -137,6 +137,13 @@ class Reloaded(NamedTuple):
     version: int
 
 
+class ReloadFailed(NamedTuple):
+    """The first worker of a version died before it was ready; the old version goes on."""
+
+    version: int
+    reason: str
+
+
 class SetTimer(NamedTuple):
     """Send a `Timer` at this time. A newer SetTimer replaces an older one."""
 
@@ -162,6 +169,7 @@ Action = (
     | Compare
     | Retire
     | Reloaded
+    | ReloadFailed
     | SetTimer
     | Drained
 )

@@ -94,19 +94,18 @@ class WorkerReady(NamedTuple):
     generation: int
 
 
-class Inconsistent(NamedTuple):
-    """The answer to `Inspect` where the results contradict each other; silence: they do not.
-
-    `slot` is the one that is wrong, where the code can tell; else None.
-    """
+class Inspected(NamedTuple):
+    """The answer to `Inspect`. `alarm`: the results contradict each other, and `slot` is the one
+    that is wrong, where the code can tell; else None."""
 
     time: float
     group: int
+    alarm: bool
     slot: int | None
 
 
 class Compared(NamedTuple):
-    """The answer to `Compare`: the earlier runs of this slot, 0 for the first, that agree with it."""
+    """The answer to `Compare`: the earlier runs of this slot that agree with it; 0 is the first."""
 
     time: float
     group: int
@@ -157,7 +156,7 @@ Event = (
     | TaskDropped
     | WorkerDied
     | WorkerReady
-    | Inconsistent
+    | Inspected
     | Compared
     | ReloadRequested
     | Stalled
