@@ -4,9 +4,9 @@ Events in, actions out (`events.py`, `actions.py`). The server, the simulator an
 same code. An event costs a few microseconds times n, whatever the number of workers.
 
 This file is the life of queries and their groups. What workers go through is in `crew.py` (start,
-hang, die), `quarantine.py` (err), `audits.py` (lie) and `rollout.py` (be replaced); who waits in
-which order in `lanes.py`. Longer than other files here: the decisions share one state and
-contradict each other easily, so they are read side by side.
+hang, die), `quarantine.py` (err), `pace.py` (lag), `audits.py` (lie) and `rollout.py` (be
+replaced); who waits in which order in `lanes.py`. Longer than other files here: the decisions share
+one state and contradict each other easily, so they are read side by side.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from codedinv.serving.groups import (
 )
 from codedinv.serving.hedging import Hedging
 from codedinv.serving.lanes import DATA, ERRAND, HEDGE, PARITY, URGENT, Lanes
+from codedinv.serving.pace import Pace
 from codedinv.serving.policy import Policy
 from codedinv.serving.quarantine import Quarantine
 from codedinv.serving.rollout import Rollout
@@ -41,6 +42,7 @@ from codedinv.serving.timers import Timers
 # A task whose group's slots sit on all workers with room must not stop those behind it; looking
 # further than this would make an event's cost grow with the backlog.
 LOOKAHEAD = 8
+_LEAST_HEDGE_DELAY_S = 0.0005  # or a budget that is used up would be asked for without end
 _FEWEST_TIMES = 8  # service times, before a query is called hopeless by them
 _UNREAD_PARITIES = 4  # per worker: parities that wait only to check results, at most
 
@@ -73,6 +75,7 @@ class Core:
         self.hedging = Hedging(policy, self.service)
         self.crew = Crew(self)
         self.quarantine = Quarantine(self)
+        self.pace = Pace(self)
         self.audits = Audits(self)
         self.rollout = Rollout(self, plan)
         self.queries: dict[int, Query] = {}  # accepted and not ended
@@ -117,6 +120,7 @@ class Core:
             "start": self.crew.start_takes_too_long,
             "restart": self.crew.restart,
             "probe": self.quarantine.probe,
+            "pace": self.pace.probe,
             "audit": self.audits.out_of_time,
             "drain": self._drain_is_over,
         }
@@ -283,7 +287,8 @@ class Core:
             self.counts["retries"] += 1
             lanes.add(attempt, URGENT, first=True)
         elif role == "hedge":
-            lanes.add(attempt, HEDGE)
+            # In a burst it goes before younger queries, in an overload it does not compete.
+            lanes.add(attempt, URGENT if lanes.count(DATA) <= self.fleet.size else HEDGE)
         elif slot < group.plan.k:
             lanes.add(attempt, DATA)
         else:
@@ -348,8 +353,9 @@ class Core:
 
     def _pick(self, task: Task) -> Worker | None:
         version = task.version
+        slow_too = self.pace.slow_may_help(version)
         if isinstance(task, Errand):
-            return self.fleet.pick(version, (), task.avoid)
+            return self.fleet.pick(version, (), task.avoid, slow_too)
         group = task.group
         holders, erred = group.holders(), group.erred[task.slot]
         never: set[int] = set()
@@ -357,7 +363,7 @@ class Core:
             never |= holders
         if erred and self.fleet.others(version, erred):
             never |= erred
-        return self.fleet.pick(version, holders | erred, never)
+        return self.fleet.pick(version, holders | erred, never, slow_too)
 
     def send(self, task: Task, worker: Worker) -> None:
         """Gives a worker a task."""
@@ -381,18 +387,25 @@ class Core:
         self.counts["parity_queries"] += slot >= group.plan.k
         if attempt.role == "first" and slot < group.plan.k:
             self.hedging.query_sent()
-            delay = self.hedging.delay()
-            if delay is not None:
-                attempt.alarm = self.timers.set(self.now + delay, "hedge", attempt)
+            self._plan_hedge(attempt)
         return group.plan.models[slot], group.payloads[slot]
+
+    def _plan_hedge(self, attempt: Attempt) -> None:
+        delay = self.hedging.delay()
+        if delay is not None:
+            at = self.now + max(delay, _LEAST_HEDGE_DELAY_S)
+            attempt.alarm = self.timers.set(at, "hedge", attempt)
 
     def _hedge(self, attempt: Attempt) -> None:
         """A query's task takes long: sends it to another worker too, if the budget allows."""
         attempt.alarm = None
         group = attempt.group
-        others = self.fleet.takers(group.version) > 1
-        if others and group.waits_for(attempt.slot) and self.hedging.take():
+        if self.fleet.takers(group.version) < 2 or not group.waits_for(attempt.slot):
+            return
+        if self.hedging.take():
             self._enqueue(group, attempt.slot, "hedge")
+        else:  # later there may be budget, and only those are left who need it
+            self._plan_hedge(attempt)
 
     # ---- what is hopeless is not computed
 
@@ -458,7 +471,9 @@ class Core:
         if isinstance(task, Errand):
             task.purpose.errand_done(task, worker, event.result)
             return
-        self.service.add(self.now - task.sent_at)
+        took = self.now - task.sent_at
+        self.service.add(took)
+        self.pace.measured(worker, took)
         self.quarantine.succeeded(worker, task)
         self._absorb(task, worker, event.result)
         self._settle(task.group)

@@ -39,6 +39,7 @@ class Crew:
         """Starts the next generation of a worker."""
         core = self._core
         core.timers.cancel(worker.alarm)
+        core.pace.forget(worker)
         core.fleet.starting(worker, version)
         core.counts["starts"] += 1
         worker.progress_at = self.attended

@@ -22,12 +22,16 @@ class Worker:
         "failures",
         "generation",
         "index",
+        "lag",
         "leaving",
         "lies",
         "outstanding",
+        "pace",
+        "pace_alarm",
         "probation",
         "progress_at",
         "room",
+        "slow",
         "state",
         "version",
     )
@@ -43,6 +47,10 @@ class Worker:
         self.failures = 0  # tasks failed since it last finished one
         self.lies = 0  # wrong results it was convicted of, over all generations
         self.probation: Probation | None = None  # in quarantine
+        self.pace: float | None = None  # moving average of its service times
+        self.lag = 0  # how many more of its tasks were slow than were not, lately
+        self.slow = False  # gets queries only where no other worker has room
+        self.pace_alarm: Alarm | None = None  # while slow: when it is tried again
         self.leaving = False  # gets no more tasks, to be replaced
         self.alarm: Alarm | None = None  # starting: too slow; ready: hangs; dead: restart
         self.room: Room | None = None  # where `Fleet` keeps it while it may be picked
@@ -69,6 +77,7 @@ class Fleet:
     """All workers, and those with room sorted by load, so that a pick costs the same for 10,000.
 
     Within a load the longest unused comes first, which spreads a group over workers by itself.
+    Slow workers come after all others.
 
     Args:
         workers: how many; one more index, `spare`, is vacant except while workers are replaced.
@@ -114,17 +123,23 @@ class Fleet:
         return any(self._rooms.get(version, ()))
 
     def pick(
-        self, version: int, avoid: Collection[int], never: Collection[int] = ()
+        self,
+        version: int,
+        avoid: Collection[int],
+        never: Collection[int] = (),
+        slow: bool = True,
     ) -> Worker | None:
-        """The least loaded worker with room.
+        """The least loaded worker with room; slow ones after all others.
 
         Args:
             version: of the model it runs.
             avoid: workers taken only if there is no other; a handful.
             never: workers not taken at all; a handful.
+            slow: may a slow worker be taken?
         """
         second_best = None
-        for room in self._rooms.get(version, ()):
+        rooms = self._rooms.get(version, [])
+        for room in rooms if slow else rooms[: self._in_flight]:
             for index, worker in room.items():
                 if index in never:
                     continue
@@ -160,6 +175,12 @@ class Fleet:
         self._withdraw(worker)
         worker.probation = probation
         self._admit(worker)
+
+    def set_slow(self, worker: Worker, slow: bool) -> None:
+        """Puts the worker behind all others, or among them again."""
+        self._unfile(worker)
+        worker.slow = slow
+        self._file(worker)
 
     def set_leaving(self, worker: Worker, leaving: bool) -> None:
         """The worker is to end once it has nothing left to do."""
@@ -206,9 +227,9 @@ class Fleet:
         if worker.takes_tasks and load < self._in_flight:
             rooms = self._rooms.get(worker.version)
             if rooms is None:
-                rooms = [OrderedDict() for _ in range(self._in_flight)]
+                rooms = [OrderedDict() for _ in range(2 * self._in_flight)]
                 self._rooms[worker.version] = rooms
-            worker.room = rooms[load]
+            worker.room = rooms[load + self._in_flight * worker.slow]
             worker.room[worker.index] = worker
 
     def _unfile(self, worker: Worker) -> None:

@@ -9,7 +9,7 @@ from codedinv.serving.policy import Policy
 from codedinv.serving.service_times import ServiceTimes
 
 _FEWEST = 20  # results, before their p95 is believed
-_BURST = 10.0  # hedges that a quiet time may save up
+BURST = 10.0  # hedges that a quiet time may save up, and a start begins with
 
 
 class Hedging:
@@ -18,7 +18,7 @@ class Hedging:
     def __init__(self, policy: Policy, service: ServiceTimes) -> None:
         self._policy = policy
         self._service = service
-        self._tokens = 0.0
+        self._tokens = BURST
 
     def delay(self) -> float | None:
         """Seconds after its sending when a query is hedged; None: not at all."""
@@ -29,7 +29,7 @@ class Hedging:
 
     def query_sent(self) -> None:
         """Counts a query that was sent for the first time."""
-        self._tokens = min(self._tokens + self._policy.max_extra_load, _BURST)
+        self._tokens = min(self._tokens + self._policy.max_extra_load, BURST)
 
     def take(self) -> bool:
         """Takes one hedge from the budget, if there is one."""

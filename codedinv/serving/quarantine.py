@@ -39,6 +39,10 @@ class Quarantine:
             group.payloads[attempt.slot],
         )
 
+    def sample(self, version: int) -> tuple[str, Any] | None:
+        """Model and query of a task that worked; None if none did yet."""
+        return self._samples.get(version)
+
     def failed(self, worker: Worker, attempt: Attempt) -> None:
         """The worker could not do a task, or its result was unusable."""
         erred = attempt.group.erred[attempt.slot]
@@ -99,7 +103,7 @@ class Quarantine:
         if probation is None or worker.state != "ready":
             return
         probation.alarm = None
-        sample = self._samples.get(worker.version)
+        sample = self.sample(worker.version)
         if sample is None:
             self.pardon(worker)  # there was never an answer: nothing to compare it with
         elif len(worker.outstanding) >= core.policy.in_flight:

@@ -13,6 +13,7 @@ from codedinv.serving import events as ev
 from codedinv.serving.core import LOOKAHEAD, Core
 from codedinv.serving.fleet import Worker
 from codedinv.serving.groups import PENDING, Attempt, Errand, Group, SlotState, Task
+from codedinv.serving.hedging import BURST
 from codedinv.serving.lanes import DATA, ERRAND, HEDGE, PARITY, URGENT
 
 
@@ -254,7 +255,7 @@ class Watcher:
         self.hedges += attempt.role == "hedge"
         self.queries_sent += attempt.role == "first" and attempt.slot < group.plan.k
         require(
-            self.hedges <= core.policy.max_extra_load * self.queries_sent + 1e-6,
+            self.hedges <= core.policy.max_extra_load * self.queries_sent + BURST,
             "{} hedges of {} queries",
             self.hedges,
             self.queries_sent,
@@ -396,7 +397,7 @@ class Watcher:
             idle = {
                 w.index
                 for w in core.fleet
-                if w.version == version and w.takes_tasks and not w.outstanding
+                if w.version == version and w.takes_tasks and not w.outstanding and not w.slow
             }
             lanes = core.lanes(version)
             for lane in (URGENT, DATA, HEDGE, PARITY, ERRAND) if idle else ():

@@ -12,7 +12,7 @@ from codedinv.serving import events as ev
 from codedinv.serving.core import Core
 from codedinv.serving.fleet import Fleet, Worker
 from codedinv.serving.groups import Attempt, Group, Query, Role, SlotState, Task
-from codedinv.serving.lanes import URGENT, Lanes
+from codedinv.serving.lanes import DATA, Lanes
 from codedinv.serving.policy import Policy
 from tests.serving.fuzz import Found, fuzz
 
@@ -193,7 +193,7 @@ class ParitiesBeforeData(Core):
         super()._enqueue(group, slot, role)
         for attempt in group.attempts[slot]:
             if slot >= group.plan.k and attempt.lane is not None:
-                self.lanes(group.version).move(attempt, URGENT)
+                self.lanes(group.version).move(attempt, DATA)
 
 
 class BlamesWorkersForStalls(Core):

@@ -93,7 +93,7 @@ class World:
             in_flight=choice((1, 1, 2, 3)),
             hedge_after=choice((None, None, 0.0, 0.5, "p95")),
             tied=choice((False, True)),
-            max_extra_load=choice((0.05, 0.5, 1.0)),
+            max_extra_load=choice((0.0, 0.05, 1.0)),
             retries=choice((0, 1, 2)),
             hang_timeout_s=choice((3.0, 8.0)),
             quarantine_after=choice((1, 2, 3)),
