@@ -73,8 +73,10 @@ class CodedModel:
         encoder: Network,
         heads: Mapping[str, Network],
         folder: Path | None,
+        hashes: Mapping[str, str] | None = None,
     ) -> None:
         self._manifest = manifest
+        self._hashes = hashes
         self._backbone = backbone
         self._encoder = encoder
         self.name = manifest.name
@@ -116,20 +118,21 @@ class CodedModel:
             raise ValueError(f"threads: expected at least 1, got {threads}")
         runtime = choose_runtime(runtime)
         folder = _find(name_or_folder)
-        manifest = bundle_folder.read_manifest(folder)
+        manifest, hashes = bundle_folder.read_verified(folder)
         _check_code(folder / bundle_folder.MANIFEST, manifest)
         anchors = _load_anchors(folder / ANCHORS, manifest)
         if runtime == "torch":
             from codedinv.modules import load_modules
 
-            return cls._of_modules(manifest, anchors, load_modules(folder, manifest), folder)
+            modules = load_modules(folder, manifest)
+            return cls._of_modules(manifest, anchors, modules, folder, hashes)
         heads = {task: OnnxNetwork(folder / head_file(task), threads) for task in manifest.tasks}
         encoder = OnnxNetwork(folder / ENCODER, threads)
         for network in (encoder, *heads.values()):
             network.open()  # a front end's first query should not wait for it
         # Front ends leave the backbone to workers: it is opened only where it is called.
         backbone = OnnxNetwork(folder / BACKBONE, threads)
-        return cls(manifest, anchors, backbone, encoder, heads, folder)
+        return cls(manifest, anchors, backbone, encoder, heads, folder, hashes)
 
     @classmethod
     def from_modules(
@@ -167,7 +170,12 @@ class CodedModel:
 
     @classmethod
     def _of_modules(
-        cls, manifest: Manifest, anchors: Anchors, modules: TorchModules, folder: Path | None
+        cls,
+        manifest: Manifest,
+        anchors: Anchors,
+        modules: TorchModules,
+        folder: Path | None,
+        hashes: Mapping[str, str] | None = None,
     ) -> CodedModel:
         heads = {task: TorchNetwork(head) for task, head in modules.heads.items()}
         model = cls(
@@ -177,9 +185,16 @@ class CodedModel:
             TorchNetwork(modules.encoder),
             heads,
             folder,
+            hashes,
         )
         model.__dict__["modules"] = modules  # what the cached property would load from the folder
         return model
+
+    @property
+    def hashes(self) -> Mapping[str, str] | None:
+        """SHA-256 of each file of `folder` by name, `bundle.json` included, as they were when this
+        model was loaded from it or saved to it; None before that."""
+        return self._hashes
 
     @cached_property
     def modules(self) -> TorchModules:
@@ -270,7 +285,7 @@ class CodedModel:
         files, exported = serialise(self.modules, self._manifest, self.anchors, shared_weights)
         metadata = {**self.metadata, "onnx": exported}
         manifest = self._manifest.model_copy(update={"metadata": metadata})
-        bundle_folder.write_folder(folder, manifest, files)
+        self._hashes = bundle_folder.write_folder(folder, manifest, files)
         self.metadata = metadata
         self.folder = folder
         return folder

@@ -86,12 +86,15 @@ class Manifest(_Strict):
         return [WEIGHTS, ANCHORS, BACKBONE, ENCODER, *map(head_file, self.tasks)]
 
 
-def write_folder(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> None:
+def write_folder(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> dict[str, str]:
     """Writes a bundle so that the folder is never seen half written.
 
     All files go to a temporary folder beside the target, which is then renamed. An existing bundle
     is moved aside first and removed last; a crash between the two renames leaves it under
     `.<name>.replaced-*`.
+
+    Returns:
+        SHA-256 of every file by name, `bundle.json` included.
 
     Raises:
         ValueError: the folder exists and holds something that is not a bundle, or the metadata
@@ -102,11 +105,11 @@ def write_folder(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -
             raise ValueError(f"folder: {folder} exists and is no bundle; it is left as it is")
         folder.rmdir()
     folder.parent.mkdir(parents=True, exist_ok=True)
+    files = {**files, MANIFEST: _manifest_json(manifest, files)}
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         for name, content in files.items():
             _write_file(temporary / name, content)
-        _write_file(temporary / MANIFEST, _manifest_json(manifest, files))
         temporary.chmod(0o755)  # mkdtemp's 0700 would keep a service's own user out
         if folder.exists():
             replaced = Path(tempfile.mkdtemp(prefix=f".{folder.name}.replaced-", dir=folder.parent))
@@ -117,36 +120,56 @@ def write_folder(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -
             os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
 
 
 def read_manifest(folder: Path) -> Manifest:
+    """As `read_verified`, without the hashes."""
+    return read_verified(folder)[0]
+
+
+def read_verified(folder: Path) -> tuple[Manifest, dict[str, str]]:
     """Reads `bundle.json` and verifies every file of the bundle against it.
+
+    Returns:
+        The manifest, and SHA-256 of every file by name, `bundle.json` as it was read included.
 
     Raises:
         BundleError: not a bundle, another schema version, or a file that is missing or damaged;
             the message names the file.
     """
     path = folder / MANIFEST
-    table, manifest = _parse_manifest(path)
+    table, manifest, digest = _parse_manifest(path)
+    hashes = {MANIFEST: digest}
     for name in manifest.file_names():
         if name not in table:
             raise BundleError(f"{path}: it has no entry for {name}, which its tasks call for")
         _verify(folder / name, table[name])
-    return manifest
+        hashes[name] = table[name].sha256
+    return manifest, hashes
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
     """Bytes of each file of a bundle, `bundle.json` included."""
-    _, manifest = _parse_manifest(folder / MANIFEST)
-    names = [MANIFEST, *manifest.file_names()]
-    return {name: (folder / name).stat().st_size for name in names}
+    return {name: (folder / name).stat().st_size for name in file_names(folder)}
 
 
-def _parse_manifest(path: Path) -> tuple[dict[str, FileEntry], Manifest]:
+def file_names(folder: Path) -> list[str]:
+    """The files that a bundle says it has, `bundle.json` first.
+
+    Raises:
+        BundleError: not a bundle, another schema version, or a damaged `bundle.json`.
+    """
+    return [MANIFEST, *_parse_manifest(folder / MANIFEST)[1].file_names()]
+
+
+def _parse_manifest(path: Path) -> tuple[dict[str, FileEntry], Manifest, str]:
+    """File table, manifest, and the SHA-256 of what was read."""
     if not path.is_file():
         raise BundleError(f"{path} is missing: {path.parent} is no codedinv bundle")
+    text = path.read_bytes()
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(text)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BundleError(f"{path} is damaged: not JSON ({error})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -161,7 +184,7 @@ def _parse_manifest(path: Path) -> tuple[dict[str, FileEntry], Manifest]:
     try:
         table = {name: FileEntry(**entry) for name, entry in content.pop("files").items()}
         del content["format"], content["schema_version"]
-        return table, Manifest(**content)
+        return table, Manifest(**content), hashlib.sha256(text).hexdigest()
     except (ValidationError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path} does not follow schema {SCHEMA_VERSION}: {error}") from error
 

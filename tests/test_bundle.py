@@ -480,3 +480,27 @@ def test_a_bundled_model_is_cheap_to_encode_and_inverts(name: str) -> None:
     queries = data.to_queries(images[:50])
     back, _ = model.modules.backbone.inverse(torch.from_numpy(model.embed(queries)))
     assert np.abs(back.numpy() - queries).max() < 1e-4
+
+
+def test_a_model_knows_the_hashes_of_the_files_that_it_was_loaded_from(
+    copied_bundle: Path, make_small_model: Callable[..., CodedModel]
+) -> None:
+    def on_disk(folder: Path) -> dict[str, str]:
+        return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+    before = on_disk(copied_bundle)
+    for runtime in ("onnx", "torch"):
+        assert CodedModel.load(copied_bundle, runtime=runtime).hashes == before
+    model = CodedModel.load(copied_bundle)
+    shutil.rmtree(copied_bundle)
+    make_small_model(Code.uniform(2)).save(copied_bundle)
+    assert model.hashes == before != on_disk(copied_bundle)
+
+
+def test_a_model_of_modules_has_no_hashes_until_it_is_saved(
+    make_small_model: Callable[..., CodedModel], tmp_path: Path
+) -> None:
+    model = make_small_model(Code.uniform(2))
+    assert model.hashes is None
+    saved = model.save(tmp_path / "saved")
+    assert model.hashes == CodedModel.load(saved).hashes

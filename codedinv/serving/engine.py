@@ -27,7 +27,7 @@ from codedinv.serving.core import Core
 from codedinv.serving.metrics import Metrics, Stats
 from codedinv.serving.policy import Policy
 from codedinv.serving.prediction import Prediction
-from codedinv.workers import Died, Message, Pool, Ready, Result, TaskError
+from codedinv.workers import Died, Dropped, Message, Pool, Ready, Result, TaskError
 
 Heads = Callable[[Array], Mapping[str, Array]]  # (B, *embedding) -> {task: (B, outputs)}
 
@@ -216,6 +216,8 @@ class Engine:
                 if flaw:
                     return self._event(TaskError(worker, generation, task, flaw), now)
                 return ev.ResultArrived(now, worker, generation, task, embedding)
+            case Dropped(worker, generation, task):
+                return ev.TaskFailed(now, worker, generation, task, "cancelled")
             case TaskError(worker, generation, task, reason):
                 self._metrics.last_error = f"worker {worker}: {reason}"
                 return ev.TaskFailed(now, worker, generation, task, reason)

@@ -20,7 +20,7 @@ from codedinv.serving.engine import Engine
 from codedinv.serving.metrics import Stats
 from codedinv.serving.policy import Policy
 from codedinv.serving.prediction import Prediction
-from codedinv.workers import BackboneSpec, Pool, ProcessPool, ThreadPool
+from codedinv.workers import BackboneSpec, LocalPool, ProcessPool, ThreadPool
 
 Backend = Literal["process", "thread"]
 
@@ -79,7 +79,7 @@ class CodedServer:
             self.close()
             raise
 
-    def _build_pool(self, backend: Backend, workers: int) -> Pool:
+    def _build_pool(self, backend: Backend, workers: int) -> LocalPool:
         model = self.model
         if backend == "thread":
             return ThreadPool(lambda x: _as_float32(model.embed(x[np.newaxis])[0]), workers)
@@ -90,7 +90,7 @@ class CodedServer:
             self._temporary = tempfile.TemporaryDirectory(prefix="codedinv-")
             folder = Path(self._temporary.name) / "bundle"
             model.save(folder)
-        spec = BackboneSpec(str(folder), self._input_shape, tuple(model.embedding_shape))
+        spec = BackboneSpec.of(folder, self._input_shape, tuple(model.embedding_shape))
         return ProcessPool(spec, workers, self.policy.in_flight)
 
     def _warm_up(self) -> None:

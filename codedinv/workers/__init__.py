@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from codedinv.workers.backbone import Backbone, BackboneSpec
-from codedinv.workers.pool import Died, Message, Pool, Ready, Result, TaskError
+from codedinv.workers.local import LocalPool
+from codedinv.workers.pool import (
+    Died,
+    Dropped,
+    FaultInjection,
+    Message,
+    Pool,
+    Ready,
+    Result,
+    TaskError,
+)
 from codedinv.workers.process import ProcessPool
 from codedinv.workers.thread import ThreadPool
 
@@ -11,6 +21,9 @@ __all__ = [
     "Backbone",
     "BackboneSpec",
     "Died",
+    "Dropped",
+    "FaultInjection",
+    "LocalPool",
     "Message",
     "Pool",
     "ProcessPool",

@@ -2,38 +2,72 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from codedinv.runtimes import Runtime, choose_runtime
+from codedinv.workers.integrity import BACKBONE_FILE, files_read, sha256, verified
+
 Array = NDArray[np.float32]
 Backbone = Callable[[Array], Array]  # (*input) -> (*embedding), one query at a time
-
-BACKBONE_FILE = "backbone.onnx"
 
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """Which backbone a worker runs.
+    """Which backbone a worker runs. Made by `BackboneSpec.of`.
 
     Attributes:
-        folder: a bundle's folder.
+        folder: a bundle's folder, absolute: a worker may be restarted after a chdir.
         query_shape: of one query.
         embedding_shape: of one result.
         runtime: "onnx": folder/backbone.onnx with ONNX Runtime on one thread, without torch;
             "torch": the bundle's own modules; "auto": the first where onnxruntime is installed.
+        hashes: SHA-256 by file name, in hexadecimal, of at least every file that the runtime will
+            read. A worker that finds anything else does not start.
     """
 
     folder: str
     query_shape: tuple[int, ...]
     embedding_shape: tuple[int, ...]
-    runtime: Literal["auto", "onnx", "torch"] = "auto"
+    runtime: Runtime = "auto"
+    hashes: Mapping[str, str] = field(kw_only=True)
+
+    @classmethod
+    def of(
+        cls,
+        folder: str | Path,
+        query_shape: tuple[int, ...],
+        embedding_shape: tuple[int, ...],
+        runtime: Runtime = "auto",
+        hashes: Mapping[str, str] | None = None,
+    ) -> BackboneSpec:
+        """Describes the backbone in a folder.
+
+        Args:
+            folder, query_shape, embedding_shape, runtime: as the attributes; the folder may be
+                relative.
+            hashes: as the attribute: of the files that the front end itself loaded
+                (`CodedModel.hashes`), so that its workers have the same. None: of those that are
+                in the folder now.
+
+        Raises:
+            BundleError: a file is missing; only with `hashes` None, else the worker says so.
+            ValueError: an unknown runtime, or one that is not installed.
+        """
+        folder = Path(os.path.abspath(folder))
+        resolved = choose_runtime(runtime)
+        if hashes is None:
+            hashes = {name: sha256(folder / name) for name in files_read(folder, resolved)}
+        return cls(
+            str(folder), tuple(query_shape), tuple(embedding_shape), resolved, hashes=dict(hashes)
+        )
 
     def to_json(self) -> str:
         """The spec as `from_json` reads it."""
@@ -48,44 +82,55 @@ class BackboneSpec:
         return cls(**values)
 
     def load(self) -> Backbone:
-        """Loads the backbone into this process.
+        """Loads the backbone into this process, from files that are those of `hashes`.
 
         Raises:
-            Whatever the runtime raises for a file that is missing or damaged.
+            BundleError: a file is missing, or not the one that was meant.
+            Whatever the runtime raises for a file that is damaged.
         """
-        runtime = self.runtime
-        if runtime == "auto":
-            runtime = "onnx" if importlib.util.find_spec("onnxruntime") else "torch"
-        return self._load_onnx() if runtime == "onnx" else self._load_torch()
+        runtime = choose_runtime(self.runtime)
+        with verified(Path(self.folder), runtime, self.hashes):
+            return load_backbone(self.folder, runtime)
 
-    def _load_onnx(self) -> Backbone:
-        import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        # A spinning thread would take the core that the next worker needs.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        session = onnxruntime.InferenceSession(
-            str(Path(self.folder) / BACKBONE_FILE), options, providers=["CPUExecutionProvider"]
-        )
-        (query,) = (i.name for i in session.get_inputs())
+def load_backbone(folder: str | Path, runtime: Literal["onnx", "torch"]) -> Backbone:
+    """Loads whatever backbone a folder holds, unverified.
 
-        def backbone(x: Array) -> Array:
-            (result,) = session.run(None, {query: x[np.newaxis]})
-            return np.asarray(result[0], np.float32)
+    Raises:
+        Whatever the runtime raises for a file that is missing or damaged.
+    """
+    return _load_onnx(Path(folder)) if runtime == "onnx" else _load_torch(Path(folder))
 
-        return backbone
 
-    def _load_torch(self) -> Backbone:
-        import torch
+def _load_onnx(folder: Path) -> Backbone:
+    import onnxruntime
 
-        from codedinv.bundle import CodedModel
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    # A spinning thread would take the core that the next worker needs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(
+        str(folder / BACKBONE_FILE), options, providers=["CPUExecutionProvider"]
+    )
+    (query,) = (i.name for i in session.get_inputs())
 
-        torch.set_num_threads(1)
-        model = CodedModel.load(self.folder, runtime="torch")
+    def backbone(x: Array) -> Array:
+        (result,) = session.run(None, {query: x[np.newaxis]})
+        return np.asarray(result[0], np.float32)
 
-        def backbone(x: Array) -> Array:
-            return np.asarray(model.embed(x[np.newaxis])[0], np.float32)
+    return backbone
 
-        return backbone
+
+def _load_torch(folder: Path) -> Backbone:
+    import torch
+
+    from codedinv.bundle import CodedModel
+
+    torch.set_num_threads(1)
+    model = CodedModel.load(folder, runtime="torch")
+
+    def backbone(x: Array) -> Array:
+        return np.asarray(model.embed(x[np.newaxis])[0], np.float32)
+
+    return backbone

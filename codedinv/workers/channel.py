@@ -19,21 +19,23 @@ import numpy as np
 
 from codedinv.workers.backbone import Array
 
-INLINE_LIMIT = 64 * 1024  # bytes; larger arrays are copied faster through shared memory
-_SOCKET_BYTES = 128 * 1024  # what a socket surely buffers: Linux's default is 208 KiB
+MOST_SLOTS = 32
+_INLINE_BYTES = 64 * 1024  # a larger array is copied faster through shared memory
 _TEXT_LIMIT = 8 * 1024
-_HEADER = struct.Struct("<BBHIQ")  # kind, is shared, memory slot, bytes inline, task
+_HEADER = struct.Struct("<BBHHIQ")  # kind, is shared, memory slot, model, bytes inline, task
 
 
 class Kind(enum.IntEnum):
-    """Messages: to a worker TASK and FAULTS, from a worker the others."""
+    """Messages: to a worker TASK, CANCEL and FAULTS, from a worker the others."""
 
     TASK = 1
-    FAULTS = 2
-    READY = 3
-    RESULT = 4
-    ERROR = 5
-    FATAL = 6
+    CANCEL = 2
+    FAULTS = 3
+    READY = 4
+    RESULT = 5
+    ERROR = 6
+    DROPPED = 7
+    FATAL = 8
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,15 @@ class Layout:
 
     Attributes:
         query_shape, embedding_shape: float32.
-        in_flight: tasks a worker holds at most; as many memory slots there are.
+        slots: tasks in the worker's hands at a time, and places for their arrays in shared memory.
+            `MOST_SLOTS` at most: the others wait at the pool, where it costs nothing to cancel
+            them, and a socket's buffer (Linux: 208 KiB) holds all that were sent with room to
+            spare for messages that overtake them.
     """
 
     query_shape: tuple[int, ...]
     embedding_shape: tuple[int, ...]
-    in_flight: int
+    slots: int
 
     @property
     def query_bytes(self) -> int:
@@ -58,15 +63,14 @@ class Layout:
         return 4 * int(np.prod(self.embedding_shape))
 
     def is_shared(self, nbytes: int) -> bool:
-        """Do arrays of this size go through shared memory? So that a send never blocks, also where
-        `in_flight` messages together would fill the socket's buffer."""
-        return nbytes > min(INLINE_LIMIT, _SOCKET_BYTES // self.in_flight)
+        """Do arrays of this size go through shared memory?"""
+        return nbytes > _INLINE_BYTES // self.slots
 
     @property
     def memory_bytes(self) -> int:
         """Shared memory needed; 0: none."""
         if self.is_shared(self.query_bytes) or self.is_shared(self.embedding_bytes):
-            return self.in_flight * (self.query_bytes + self.embedding_bytes)
+            return self.slots * (self.query_bytes + self.embedding_bytes)
         return 0
 
 
@@ -89,6 +93,7 @@ class Received:
     kind: Kind
     task: int
     slot: int
+    model: int
     array: Array | None = None
     text: str = ""
 
@@ -110,10 +115,10 @@ class Channel:
         self._layout = layout
         self._memory = mmap.mmap(memory_fd, layout.memory_bytes) if memory_fd is not None else None
         self._receives_query = is_worker
-        self._buffer = bytearray(_HEADER.size + max(INLINE_LIMIT, _TEXT_LIMIT))
+        self._buffer = bytearray(_HEADER.size + max(_INLINE_BYTES, _TEXT_LIMIT))
         self._view = memoryview(self._buffer)
 
-    def send_array(self, kind: Kind, task: int, slot: int, array: Array) -> None:
+    def send_array(self, kind: Kind, task: int, slot: int, array: Array, model: int = 0) -> None:
         """Sends an array: a worker an embedding, else a query.
 
         Raises:
@@ -121,27 +126,36 @@ class Channel:
         """
         if self._memory is not None and self._layout.is_shared(array.nbytes):
             self._shared(slot, not self._receives_query)[...] = array
-            self.sock.send(_HEADER.pack(kind, 1, slot, 0, task))
+            self.sock.send(_HEADER.pack(kind, 1, slot, model, 0, task))
         else:
-            header = _HEADER.pack(kind, 0, slot, array.nbytes, task)
+            header = _HEADER.pack(kind, 0, slot, model, array.nbytes, task)
             self.sock.sendmsg([header, np.ascontiguousarray(array).data])
 
     def send_text(self, kind: Kind, text: str = "", task: int = 0, slot: int = 0) -> None:
-        """Sends a message without array; the text is cut at 8 KiB."""
-        data = text.encode()[:_TEXT_LIMIT]
-        self.sock.send(_HEADER.pack(kind, 0, slot, len(data), task) + data)
+        """Sends a message without array; the text is cut at 8 KiB.
 
-    def receive(self) -> Received | None:
+        Raises:
+            OSError: as `send_array`.
+        """
+        data = text.encode(errors="replace")[:_TEXT_LIMIT]
+        self.sock.send(_HEADER.pack(kind, 0, slot, 0, len(data), task) + data)
+
+    def receive(self, wait: bool) -> Received | None:
         """Takes one message; None at the end of file.
 
         Raises:
-            OSError: the connection is broken, or (non-blocking) there is nothing.
+            BlockingIOError: there is nothing, and `wait` is false.
+            OSError: the connection is broken.
         """
-        size = self.sock.recv_into(self._buffer)
+        try:
+            size = self._take(wait)
+        except ConnectionResetError:
+            # The other end died with unread messages. That is told once, and before what it sent.
+            size = self._take(wait)
         if size == 0:
             return None
-        kind, shared, slot, nbytes, task = _HEADER.unpack_from(self._buffer)
-        message = Received(Kind(kind), task, slot)
+        kind, shared, slot, model, nbytes, task = _HEADER.unpack_from(self._buffer)
+        message = Received(Kind(kind), task, slot, model)
         if message.kind not in (Kind.TASK, Kind.RESULT):
             message.text = bytes(self._view[_HEADER.size : size]).decode(errors="replace")
             return message
@@ -158,6 +172,9 @@ class Channel:
         self.sock.close()
         if self._memory is not None:
             self._memory.close()
+
+    def _take(self, wait: bool) -> int:
+        return self.sock.recv_into(self._buffer, 0, 0 if wait else socket.MSG_DONTWAIT)
 
     def _shared(self, slot: int, is_query: bool) -> Array:
         layout = self._layout

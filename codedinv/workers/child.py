@@ -1,6 +1,6 @@
 """The worker process: `python -m codedinv.workers.child CONFIG`, started by `ProcessPool` only.
 
-It imports numpy and ONNX Runtime, and torch only where the backbone runs on torch.
+It imports numpy and ONNX Runtime, and torch only where a backbone runs on torch.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ import signal
 import socket
 import sys
 import time
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
 
-from codedinv.workers.backbone import Backbone, BackboneSpec
+from codedinv.runtimes import choose_runtime
+from codedinv.workers.backbone import Array, Backbone, BackboneSpec, load_backbone
 from codedinv.workers.channel import Channel, Kind, Layout, Received
-from codedinv.workers.faults import Faults, FaultyBackbone
+from codedinv.workers.faults import Faults, FaultyBackbones
 
 _PR_SET_PDEATHSIG = 1
 
@@ -29,61 +31,117 @@ def main() -> int:
     config: dict[str, Any] = json.loads(sys.argv[1])
     _die_with(config["parent"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which drains
-    spec = BackboneSpec.from_json(config["spec"])
-    layout = Layout(spec.query_shape, spec.embedding_shape, config["in_flight"])
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # it came blocked, see `Starter`
+    specs = {name: BackboneSpec.from_json(text) for name, text in config["specs"].items()}
+    first = next(iter(specs.values()))
+    layout = Layout(first.query_shape, first.embedding_shape, config["slots"])
     memory_fd = config["memory_fd"]
     channel = Channel(socket.socket(fileno=config["fd"]), memory_fd, layout, is_worker=True)
     if memory_fd is not None:
         os.close(memory_fd)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the parent is gone
         try:
-            backbone = _load(spec)
+            loaded = {name: _load(name, spec) for name, spec in specs.items()}
         except Exception as error:
             channel.send_text(Kind.FATAL, f"{type(error).__name__}: {error}")
             return 1
+        backbones = FaultyBackbones(
+            loaded, time.sleep, _crash, lambda folder: load_backbone(folder, choose_runtime("auto"))
+        )
         channel.send_text(Kind.READY)
-        _serve(channel, FaultyBackbone(backbone, time.sleep, _crash), spec.embedding_shape)
+        Servant(channel, backbones, list(specs), layout.embedding_shape).serve()
     return 0
 
 
-def _load(spec: BackboneSpec) -> Backbone:
-    """Loads the backbone and runs it once: a worker that says it is ready has answered."""
+class Servant:
+    """Does tasks one after the other.
+
+    Before each it reads all that has come, so that a cancellation overtakes the tasks that it is
+    about, and a fault those that have not begun.
+
+    Args:
+        channel: to the pool.
+        backbones: what to run.
+        models: their names, by the index that a task carries.
+        embedding_shape: of a result.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        backbones: FaultyBackbones,
+        models: list[str],
+        embedding_shape: tuple[int, ...],
+    ) -> None:
+        self._channel = channel
+        self._backbones = backbones
+        self._models = models
+        self._embedding_shape = embedding_shape
+        self._waiting: OrderedDict[int, Received] = OrderedDict()  # by task
+
+    def serve(self) -> None:
+        """Works until the end of file.
+
+        Raises:
+            OSError: the pool is gone.
+        """
+        while self._read_ahead():
+            _, task = self._waiting.popitem(last=False)
+            self._work(task)
+
+    def _read_ahead(self) -> bool:
+        """Takes what has come, and waits for a task where there is none; False at end of file."""
+        while True:
+            try:
+                message = self._channel.receive(wait=not self._waiting)
+            except BlockingIOError:
+                return True
+            if message is None:
+                return False
+            match message.kind:
+                case Kind.TASK:
+                    self._waiting[message.task] = message
+                case Kind.FAULTS:
+                    self._backbones.faults = Faults.from_json(message.text)
+                case Kind.CANCEL:
+                    task = self._waiting.pop(message.task, None)
+                    if task is not None:  # else it is done
+                        self._channel.send_text(Kind.DROPPED, "", task.task, task.slot)
+
+    def _work(self, message: Received) -> None:
+        try:
+            result = self._run(message)
+        except BaseException as error:  # SystemExit is no reason to leave the others unserved
+            text = f"{type(error).__name__}: {error}"
+            self._channel.send_text(Kind.ERROR, text, message.task, message.slot)
+        else:
+            self._channel.send_array(Kind.RESULT, message.task, message.slot, result)
+
+    def _run(self, message: Received) -> Array:
+        if message.array is None:
+            raise ValueError("a task without a query")
+        result = self._backbones(self._models[message.model], message.array)
+        if result.shape != self._embedding_shape:
+            raise ValueError(
+                f"backbone: expected an embedding {self._embedding_shape}, got {result.shape}"
+            )
+        return result
+
+
+def _load(name: str, spec: BackboneSpec) -> Backbone:
+    """Loads a backbone and runs it once: a worker that says it is ready has answered."""
     backbone = spec.load()
     got = backbone(np.zeros(spec.query_shape, np.float32)).shape
     if got != spec.embedding_shape:
-        raise ValueError(f"backbone: expected embeddings {spec.embedding_shape}, got {got}")
+        raise ValueError(f"{name}: expected embeddings {spec.embedding_shape}, got {got}")
     return backbone
-
-
-def _serve(channel: Channel, backbone: FaultyBackbone, shape: tuple[int, ...]) -> None:
-    while (message := channel.receive()) is not None:
-        if message.kind is Kind.FAULTS:
-            backbone.faults = Faults.from_json(message.text)
-        elif message.kind is Kind.TASK:
-            _work(channel, backbone, message, shape)
-
-
-def _work(
-    channel: Channel, backbone: FaultyBackbone, message: Received, shape: tuple[int, ...]
-) -> None:
-    try:
-        if message.array is None:
-            raise ValueError("a task without a query")
-        result = backbone(message.array)
-        if result.shape != shape:
-            raise ValueError(f"backbone: expected an embedding {shape}, got {result.shape}")
-    except Exception as error:
-        text = f"{type(error).__name__}: {error}"
-        channel.send_text(Kind.ERROR, text, message.task, message.slot)
-    else:
-        channel.send_array(Kind.RESULT, message.task, message.slot, result)
 
 
 def _die_with(parent: int) -> None:
     """Asks the kernel to kill this process when its parent ends, in whatever way.
 
     The end of file on the socket tells it too, but not while a long task runs. The kernel means the
-    thread that started this process, which `ProcessPool` keeps for that reason.
+    thread that started this process, which `Starter` keeps for that reason.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -21,6 +21,9 @@ class Faults:
         crash: the worker dies on the next task.
         corrupt: results get Gaussian noise of this size, relative to their own standard deviation.
         error: every task fails with this message, unless it is empty.
+        stuck: every result is the one before.
+        flip: this bit (0..31) of one element of every result is flipped.
+        backbone: what runs instead of the worker's models: a bundle's folder, or a callable.
     """
 
     delay_s: float = 0.0
@@ -28,9 +31,12 @@ class Faults:
     crash: bool = False
     corrupt: float = 0.0
     error: str = ""
+    stuck: bool = False
+    flip: int | None = None
+    backbone: str | Backbone | None = None
 
     def to_json(self) -> str:
-        """The faults as `from_json` reads them."""
+        """The faults as `from_json` reads them; a callable cannot travel."""
         return json.dumps(asdict(self))
 
     @classmethod
@@ -39,39 +45,67 @@ class Faults:
         return cls(**json.loads(text))
 
 
-class FaultyBackbone:
-    """A backbone with faults, none at first.
+class FaultyBackbones:
+    """A worker's backbones by model name, with faults, none at first.
 
     Args:
-        backbone: what to wrap.
+        backbones: what to wrap.
         sleep: waits so many seconds; `hang` asks it for a very long time.
         crash: ends the worker; must not return.
+        load: opens the backbone of a folder, for `Faults.backbone`.
     """
 
-    _FOR_EVER_S = 1e9
+    _FOR_EVER_S = 1e9  # the kernel refuses sleeps ten times as long
 
     def __init__(
-        self, backbone: Backbone, sleep: Callable[[float], None], crash: Callable[[], None]
+        self,
+        backbones: Mapping[str, Backbone],
+        sleep: Callable[[float], None],
+        crash: Callable[[], None],
+        load: Callable[[str], Backbone],
     ) -> None:
-        self._backbone = backbone
+        self._backbones = backbones
         self._sleep = sleep
         self._crash = crash
-        self._noise = np.random.default_rng(0)
+        self._load = load
+        self._loaded: tuple[str, Backbone] | None = None
+        self._random = np.random.default_rng(0)
+        self._last: dict[str, Array] = {}
         self.faults = Faults()
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, model: str, x: Array) -> Array:
+        """Runs a model on a query (*input) -> (*embedding)."""
         faults = self.faults
         if faults.crash:
             self._crash()
         if faults.hang:
             self._sleep(self._FOR_EVER_S)
         if faults.delay_s:
-            self._sleep(faults.delay_s)
+            self._sleep(min(faults.delay_s, self._FOR_EVER_S))
         if faults.error:
             raise RuntimeError(faults.error)
-        result = self._backbone(x)
+        if not (faults.stuck and model in self._last):
+            self._last[model] = np.asarray(self._backbone(model, faults)(x), np.float32)
+        return self._falsified(self._last[model], faults)
+
+    def _backbone(self, model: str, faults: Faults) -> Backbone:
+        other = faults.backbone
+        if other is None:
+            return self._backbones[model]
+        if not isinstance(other, str):
+            return other
+        if self._loaded is None or self._loaded[0] != other:
+            self._loaded = other, self._load(other)
+        return self._loaded[1]
+
+    def _falsified(self, result: Array, faults: Faults) -> Array:
         if faults.corrupt:
             scale = faults.corrupt * (float(result.std()) or 1.0)
-            noise = self._noise.standard_normal(result.shape).astype(np.float32)
+            noise = self._random.standard_normal(result.shape).astype(np.float32)
             result = result + np.float32(scale) * noise
+        if faults.flip is not None:
+            flipped = np.array(result, order="C")
+            bits = flipped.view(np.uint32).reshape(-1)
+            bits[self._random.integers(bits.size)] ^= np.uint32(1 << faults.flip)
+            result = flipped
         return result

@@ -1,184 +1,136 @@
 """Workers as processes of their own: a crash, a leak or a kill of one touches nobody else.
 
-Each is `python -m codedinv.workers.child`, started by subprocess rather than multiprocessing: the
-caller's main module is not imported again (a script needs no `if __name__ == "__main__"`), no
-resource tracker or fork server runs beside it, and nothing is forked after ONNX Runtime or torch
-have started threads. A socket pair is the duplex pipe, a pidfd the sentinel; either tells of a
-death within milliseconds.
+A socket pair is the duplex pipe, a pidfd the sentinel; either tells of a death within milliseconds.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import queue
 import selectors
 import signal
 import socket
 import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from codedinv.workers.backbone import Array, BackboneSpec
-from codedinv.workers.channel import Channel, Kind, Layout, Received, create_memory
-from codedinv.workers.faults import Faults
-from codedinv.workers.pool import Died, Message, Ready, Result, TaskError
+from codedinv.workers.backbone import Array, Backbone, BackboneSpec
+from codedinv.workers.channel import MOST_SLOTS, Kind, Received
+from codedinv.workers.local import LocalPool, check_version
+from codedinv.workers.pool import Died, Dropped, Message, Ready, Result, TaskError
+from codedinv.workers.starter import Starter
+from codedinv.workers.worker_process import Launch, Version, WorkerProcess, import_path
 
-_ONE_THREAD = dict.fromkeys(
-    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"),
-    "1",  # the workers are the parallelism
-)
-
-
-class _Worker:
-    """One generation of one worker: its process and the wire to it."""
-
-    def __init__(self, index: int, generation: int, spec: BackboneSpec, layout: Layout) -> None:
-        self.index = index
-        self.generation = generation
-        self.faults = Faults()
-        self.fatal = ""
-        self.memory_slots = list(range(layout.in_flight))
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        memory_fd = create_memory(layout.memory_bytes) if layout.memory_bytes else None
-        try:
-            self.channel = Channel(ours, memory_fd, layout, is_worker=False)
-            ours.setblocking(False)
-            config = {
-                "fd": theirs.fileno(),
-                "memory_fd": memory_fd,
-                "in_flight": layout.in_flight,
-                "parent": os.getpid(),
-                "spec": spec.to_json(),
-            }
-            self.process = subprocess.Popen(
-                # -P: only the parent's own import path, whatever the working directory holds.
-                [sys.executable, "-P", "-m", "codedinv.workers.child", json.dumps(config)],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[fd for fd in (theirs.fileno(), memory_fd) if fd is not None],
-                env=os.environ | _ONE_THREAD | {"PYTHONPATH": _import_path()},
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()  # a copy left open here would hide the worker's end of file
-            if memory_fd is not None:
-                os.close(memory_fd)
-        self.pidfd = _open_pidfd(self.process.pid)
-
-    def epitaph(self) -> str:
-        """Why it died, as far as known."""
-        if self.fatal:
-            return self.fatal
-        code = self.process.poll()
-        if code is None:
-            return "ended"  # its socket did; the exit status comes milliseconds later
-        return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-
-    def destroy(self) -> None:
-        """Kills the process and lets go of everything but the process itself."""
-        self.process.kill()
-        self.channel.close()
-        if self.pidfd is not None:
-            os.close(self.pidfd)
+_STARTS_END_S = 5.0  # a start takes 5 ms; this much is a file system that does not answer
 
 
-def _import_path() -> str:
-    """This process's import path, so that a worker imports the same modules."""
-    return os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-
-
-def _open_pidfd(pid: int) -> int | None:
-    """A descriptor that is readable when the process ends; None where the system has none."""
-    if not hasattr(os, "pidfd_open"):
-        return None
-    try:
-        return os.pidfd_open(pid)
-    except OSError:  # an old kernel, or a sandbox; the end of file has to do
-        return None
-
-
-class ProcessPool:
+class ProcessPool(LocalPool):
     """A `Pool` of processes.
 
     Args:
-        spec: the backbone that every worker runs.
-        workers: how many.
-        in_flight: tasks a worker holds at most.
+        models: what version 0 runs, by name; a bare spec is the model "backbone".
+        workers: how many indices there are.
+        in_flight: tasks that a worker has in hand, 32 at most; more may be sent, and wait here.
+
+    Raises:
+        ValueError: models of different shapes, or a number out of range.
     """
 
-    def __init__(self, spec: BackboneSpec, workers: int, in_flight: int = 1) -> None:
-        self._spec = spec
-        self._layout = Layout(spec.query_shape, spec.embedding_shape, in_flight)
-        self._workers: list[_Worker | None] = [None] * workers
-        self._wanted: list[int | None] = [None] * workers  # the generation that should run
-        self._selector = selectors.DefaultSelector()
-        self._wake_read, self._wake_write = socket.socketpair()
-        self._wake_read.setblocking(False)
-        self._wake_write.setblocking(False)
-        self._woken = False
-        self._selector.register(self._wake_read, selectors.EVENT_READ, None)
+    def __init__(
+        self, models: Mapping[str, BackboneSpec] | BackboneSpec, workers: int, in_flight: int = 1
+    ) -> None:
+        if in_flight < 1:
+            raise ValueError(f"in_flight: expected 1 or more, got {in_flight}")
+        super().__init__(workers)
+        self._slots = min(in_flight, MOST_SLOTS)
+        self._versions: dict[int, Version] = {}
+        self._workers: list[WorkerProcess | None] = [None] * workers
         self._posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._out: list[Message] = []
         self._ended: list[subprocess.Popen[bytes]] = []  # killed, not yet reaped
-        # Workers die with the thread that started them (prctl), and a start takes milliseconds that
-        # the loop does not have: so one thread does all starts, and outlives the last worker.
-        self._jobs: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
-        self._no_more_starts = threading.Event()
-        self._all_ended = threading.Event()
-        self._starter = threading.Thread(
-            target=self._run_starter, name="codedinv-starter", daemon=True
+        # Taken now: a restart must find the same modules also after a chdir.
+        self._import_path = import_path()
+        self.provide(0, {"backbone": models} if isinstance(models, BackboneSpec) else models)
+        self._starter = Starter(
+            started=lambda worker: self._post(lambda: self._adopt(worker)),
+            failed=lambda *died: self._post(lambda: self._out.append(Died(*died))),
         )
-        self._starter.start()
 
     # ---- for the thread that owns the pool
 
-    def start(self, worker: int, generation: int) -> None:
+    def provide(self, version: int, models: Mapping[str, BackboneSpec]) -> None:
+        if version in self._versions and dict(models) != self._versions[version].specs:
+            raise ValueError(f"version: {version} is taken by other models")
+        self._versions[version] = Version.of(models, self._slots)
+
+    def forget(self, version: int) -> None:
+        self._versions.pop(version, None)
+
+    def start(self, worker: int, generation: int, version: int = 0) -> None:
+        self._check(worker)
+        check_version(version, self._versions)
+        old = self._workers[worker]
+        if old is not None:
+            self._let_go(old)
         self._wanted[worker] = generation
-        self._jobs.put((worker, generation))
+        launch = Launch(worker, generation, self._versions[version], self._import_path)
+        self._starter.start(launch)
 
     def send(self, worker: int, generation: int, task: int, model: str, query: Array) -> None:
-        w = self._workers[worker]
-        if w is None or w.generation != generation:
+        w = self._living(worker, generation)
+        if w is None:
             return  # its death is on the way
-        try:
-            w.channel.send_array(Kind.TASK, task, w.memory_slots.pop(), query)
-        except OSError as error:
-            self._bury(w, w.epitaph() if w.process.poll() is not None else f"socket: {error}")
+        index = w.models.get(model)
+        if index is None:
+            reason = f"model: expected one of {list(w.models)}, got {model!r}"
+            self._tell(TaskError(worker, generation, task, reason))
+            return
+        w.outbox.put_task(task, index, query)
+        self._flush(w)
+
+    def cancel(self, worker: int, generation: int, task: int) -> None:
+        w = self._living(worker, generation)
+        if w is None:
+            return
+        if w.outbox.withdraw(task):
+            self._tell(Dropped(worker, generation, task))
+        else:
+            w.outbox.put_urgent(Kind.CANCEL, task=task)
+            self._flush(w)
 
     def retire(self, worker: int, generation: int) -> None:
+        w = self._living(worker, generation)
         if self._wanted[worker] == generation:
             self._wanted[worker] = None
-        w = self._workers[worker]
-        if w is not None and w.generation == generation:
+        if w is not None:
             self._let_go(w)
 
     def poll(self, timeout_s: float | None) -> list[Message]:
-        if self._out:
-            timeout_s = 0.0
-        for key, _ in self._selector.select(timeout_s):
-            if key.data is None:
-                self._wake_read.recv(4096)
-                # After reading, or the byte of a wake in between would be read with the flag left
-                # set, and no later wake would write. What that wake is about is looked at below.
-                self._woken = False
+        self._check()
+        if self._is_closed:
+            return []
+        for key, events in self._select(timeout_s):
+            w: WorkerProcess = key.data
+            if key.fd == w.pidfd or events & selectors.EVENT_READ:
+                self._hear(w, is_over=key.fd == w.pidfd)
             else:
-                self._hear(key.data, is_over=key.fd == key.data.pidfd)
+                self._flush(w)
         while not self._posted.empty():
             self._posted.get()()
         if self._ended:
             self._ended = [p for p in self._ended if p.poll() is None]
-        out, self._out = self._out, []
+        out, self._out = [m for m in self._out if self._is_wanted(m)], []
+        out.sort(key=lambda message: isinstance(message, Died))  # nothing that came is lost to one
         return out
 
     def close(self, timeout_s: float) -> None:
-        self._jobs.put(None)
-        self._no_more_starts.wait()
+        if self._is_forked() or self._is_closed:  # a copy's shutdown() would be the original's too
+            return
+        self._is_closed = True
+        self._starter.stop(_STARTS_END_S)
         while not self._posted.empty():
             self._posted.get()()
         workers = [w for w in self._workers if w is not None]
@@ -194,63 +146,47 @@ class ProcessPool:
             self._let_go(w)
         for process in self._ended:
             process.wait()
-        self._all_ended.set()
-        self._starter.join()
-        self._selector.close()
-        self._wake_read.close()
-        self._wake_write.close()
+        self._starter.end(_STARTS_END_S)
+        self._close_descriptors()
 
     # ---- for any thread
 
-    def wake(self) -> None:
-        if not self._woken:
-            self._woken = True
-            with contextlib.suppress(OSError):  # full: it wakes anyway; closed: nobody is left
-                self._wake_write.send(b"\0")
-
     def kill(self, worker: int) -> None:
-        w = self._workers[worker]
-        if w is not None:
-            w.process.kill()
+        self._signal(worker, signal.SIGKILL)
 
-    def slow(self, worker: int, delay_s: float) -> None:
-        self._post(lambda: self._set_faults(worker, delay_s=delay_s))
+    def pause(self, worker: int) -> None:
+        self._signal(worker, signal.SIGSTOP)
 
-    def hang(self, worker: int) -> None:
-        self._post(lambda: self._set_faults(worker, hang=True))
-
-    def crash(self, worker: int) -> None:
-        self._post(lambda: self._set_faults(worker, crash=True))
-
-    def fail(self, worker: int, message: str) -> None:
-        self._post(lambda: self._set_faults(worker, error=message))
-
-    def corrupt(self, worker: int, noise: float) -> None:
-        self._post(lambda: self._set_faults(worker, corrupt=noise))
+    def resume(self, worker: int) -> None:
+        self._signal(worker, signal.SIGCONT)
 
     def pids(self) -> list[int | None]:
         return [w.process.pid if w is not None else None for w in self._workers]
 
     # ---- within
 
+    def _living(self, worker: int, generation: int) -> WorkerProcess | None:
+        self._check(worker)
+        w = self._workers[worker]
+        return w if w is not None and w.generation == generation else None
+
+    def _signal(self, worker: int, number: signal.Signals) -> None:
+        self._check(worker)
+        w = self._workers[worker]
+        if w is not None:
+            w.process.send_signal(number)
+
     def _post(self, job: Callable[[], None]) -> None:
+        """Lets the owner do something in its next `poll`."""
         self._posted.put(job)
-        self.wake()
+        self._bell.ring()
 
-    def _run_starter(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            index, generation = job
-            try:
-                worker = _Worker(index, generation, self._spec, self._layout)
-            except OSError as error:  # no memory, no descriptors, no processes left
-                died = Died(index, generation, f"could not be started: {error}")
-                self._post(lambda died=died: self._out.append(died))  # type: ignore[misc]
-            else:
-                self._post(lambda worker=worker: self._adopt(worker))  # type: ignore[misc]
-        self._no_more_starts.set()
-        self._all_ended.wait()
+    def _tell(self, message: Message) -> None:
+        """Lets the next `poll` return a message that no descriptor announces."""
+        self._out.append(message)
+        self._bell.ring()
 
-    def _adopt(self, w: _Worker) -> None:
+    def _adopt(self, w: WorkerProcess) -> None:
         if self._wanted[w.index] != w.generation:
             w.destroy()  # retired while it was being started
             self._ended.append(w.process)
@@ -260,13 +196,25 @@ class ProcessPool:
         if w.pidfd is not None:
             self._selector.register(w.pidfd, selectors.EVENT_READ, w)
 
-    def _hear(self, w: _Worker, is_over: bool) -> None:
+    def _flush(self, w: WorkerProcess) -> None:
+        """Sends what can be sent, and asks to be told when the rest can."""
+        try:
+            is_full = w.outbox.flush()
+        except OSError:
+            self._hear(w, is_over=True)
+            self._bell.ring()
+            return
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if is_full else 0)
+        if self._selector.get_key(w.channel.sock).events != events:
+            self._selector.modify(w.channel.sock, events, w)
+
+    def _hear(self, w: WorkerProcess, is_over: bool) -> None:
         """Takes what a worker sent; if it is over, all that it sent before."""
         if self._workers[w.index] is not w:
             return  # both its descriptors were ready, and the first told of its end
         while True:
             try:
-                message = w.channel.receive()
+                message = w.channel.receive(wait=False)
             except BlockingIOError:
                 break
             except OSError:
@@ -276,43 +224,49 @@ class ProcessPool:
                 break
             self._take(w, message)
         if is_over:
-            self._bury(w, w.epitaph())
-
-    def _take(self, w: _Worker, message: Received) -> None:
-        if message.kind is Kind.READY:
-            self._out.append(Ready(w.index, w.generation))
-        elif message.kind is Kind.FATAL:
-            w.fatal = message.text
+            self._out.append(Died(w.index, w.generation, w.epitaph()))
+            self._let_go(w)
         else:
-            w.memory_slots.append(message.slot)
-            if message.array is not None:
-                self._out.append(Result(w.index, w.generation, message.task, message.array))
-            else:
-                self._out.append(TaskError(w.index, w.generation, message.task, message.text))
+            self._flush(w)  # there may be room now
 
-    def _bury(self, w: _Worker, reason: str) -> None:
-        self._out.append(Died(w.index, w.generation, reason))
-        self._let_go(w)
+    def _take(self, w: WorkerProcess, message: Received) -> None:
+        origin = w.index, w.generation
+        match message.kind:
+            case Kind.READY:
+                self._out.append(Ready(*origin))
+                return
+            case Kind.FATAL:
+                w.fatal = message.text
+                return
+            case Kind.DROPPED:
+                self._out.append(Dropped(*origin, message.task))
+            case Kind.RESULT if message.array is not None:
+                self._out.append(Result(*origin, message.task, message.array))
+            case _:
+                self._out.append(TaskError(*origin, message.task, message.text))
+        w.outbox.give_back(message.slot)
 
-    def _let_go(self, w: _Worker) -> None:
+    def _let_go(self, w: WorkerProcess) -> None:
         self._workers[w.index] = None
         for fd in (w.channel.sock, w.pidfd):
-            if fd is not None and self._is_registered(fd):
+            if fd is not None:
                 self._selector.unregister(fd)
         w.destroy()
         self._ended.append(w.process)
 
-    def _is_registered(self, fd: socket.socket | int) -> bool:
-        try:
-            self._selector.get_key(fd)
-        except (KeyError, ValueError):  # ValueError: the socket is closed
-            return False
-        return True
+    def _other_backbone(self, backbone: str | Path | Backbone | None) -> str | Backbone | None:
+        if callable(backbone):
+            raise TypeError("backbone: expected a bundle's folder, for a process runs no callable")
+        return super()._other_backbone(backbone)
 
-    def _set_faults(self, worker: int, **changes: object) -> None:
-        w = self._workers[worker]
-        if w is None:
-            return
-        w.faults = replace(w.faults, **changes)  # type: ignore[arg-type]
-        with contextlib.suppress(OSError):  # it is dying, or hangs already
-            w.channel.send_text(Kind.FAULTS, w.faults.to_json())
+    def _set_faults(self, worker: int, **changes: Any) -> None:
+        self._check(worker)
+
+        def change() -> None:
+            w = self._workers[worker]
+            if w is not None:
+                w.faults = replace(w.faults, **changes)
+                w.outbox.put_urgent(Kind.FAULTS, w.faults.to_json())
+                self._flush(w)
+
+        self._post(change)

@@ -3,151 +3,260 @@ killed worker's thread is only disowned: what it still says is dropped, and it e
 
 from __future__ import annotations
 
-import queue
 import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
-from codedinv.workers.backbone import Array, Backbone
-from codedinv.workers.faults import Faults, FaultyBackbone
-from codedinv.workers.pool import Died, Message, Ready, Result, TaskError
+import numpy as np
 
-_Out = queue.SimpleQueue[Message | None]
+from codedinv.runtimes import choose_runtime
+from codedinv.workers.backbone import Array, Backbone, load_backbone
+from codedinv.workers.faults import FaultyBackbones
+from codedinv.workers.local import LocalPool, check_version
+from codedinv.workers.pool import Died, Dropped, Message, Ready, Result, TaskError
 
 
-class _Crash(BaseException):
+class _Killed(BaseException):
     """Unwinds a worker thread that is told to die."""
 
 
 class _Worker:
-    """One generation of one worker."""
+    """One generation of one worker.
+
+    Args:
+        index, generation: which.
+        models: what it runs, by name.
+        say: takes its messages, from any thread.
+    """
 
     def __init__(
         self,
         index: int,
         generation: int,
-        backbone: Backbone,
-        out: queue.SimpleQueue[Message | None],
+        models: Mapping[str, Backbone],
+        say: Callable[[Message], None],
     ) -> None:
         self.index = index
         self.generation = generation
-        self.tasks: queue.SimpleQueue[tuple[int, Array] | None] = queue.SimpleQueue()
-        self.killed = threading.Event()
-        self.backbone = FaultyBackbone(backbone, self._sleep, self._crash)
-        self._out = out
+        self._models = models
+        self.backbones = FaultyBackbones(
+            models,
+            self._sleep,
+            self._crash,
+            lambda folder: load_backbone(folder, choose_runtime("auto")),
+        )
+        self._say = say
+        self._changed = threading.Condition()  # of the three below
+        self._tasks: OrderedDict[int, tuple[str, Array]] = OrderedDict()
+        self._is_killed = False
+        self._is_paused = False
         self._thread = threading.Thread(
             target=self._run, name=f"codedinv-worker-{index}.{generation}", daemon=True
         )
         self._thread.start()
 
+    def send(self, task: int, model: str, query: Array) -> None:
+        with self._changed:
+            if self._is_killed:
+                return  # its death is told already
+            if model in self._models:
+                self._tasks[task] = model, query
+                self._changed.notify_all()
+            else:
+                reason = f"model: expected one of {list(self._models)}, got {model!r}"
+                self._say(TaskError(self.index, self.generation, task, reason))
+
+    def cancel(self, task: int) -> None:
+        with self._changed:
+            if not self._is_killed and self._tasks.pop(task, None) is not None:
+                self._say(Dropped(self.index, self.generation, task))
+
+    def kill(self, reason: str | None) -> None:
+        """Disowns the thread; the death is told once, or not at all if `reason` is None."""
+        with self._changed:
+            if not self._is_killed:
+                self._is_killed = True
+                self._changed.notify_all()
+                if reason is not None:
+                    self._say(Died(self.index, self.generation, reason))
+
+    def pause(self, is_paused: bool) -> None:
+        with self._changed:
+            self._is_paused = is_paused
+            self._changed.notify_all()
+
     def join(self, timeout_s: float) -> None:
         self._thread.join(timeout_s)
 
-    def kill(self, reason: str) -> None:
-        """Disowns the thread; the death is told once."""
-        if not self.killed.is_set():
-            self.killed.set()
-            self.tasks.put(None)
-            self._out.put(Died(self.index, self.generation, reason))
-
     def _run(self) -> None:
-        self._say(Ready(self.index, self.generation))
-        while (item := self.tasks.get()) is not None and not self.killed.is_set():
-            task, query = item
-            try:
-                result = self.backbone(query)
-            except _Crash:
-                self.kill("crashed")
-                return
-            except Exception as error:
-                reason = f"{type(error).__name__}: {error}"
-                self._say(TaskError(self.index, self.generation, task, reason))
-            else:
-                self._say(Result(self.index, self.generation, task, result))
+        try:
+            self._tell(Ready(self.index, self.generation))
+            while True:
+                self._tell(self._work(*self._next()))
+        except _Killed:
+            self.kill("crashed")  # unless it is known already
 
-    def _say(self, message: Message) -> None:
-        if not self.killed.is_set():
-            self._out.put(message)
+    def _next(self) -> tuple[int, str, Array]:
+        with self._changed:
+            self._wait(lambda: bool(self._tasks))
+            task, (model, query) = self._tasks.popitem(last=False)
+            return task, model, query
+
+    def _work(self, task: int, model: str, query: Array) -> Message:
+        try:
+            result = np.array(self.backbones(model, query), np.float32)
+        except _Killed:
+            raise
+        except BaseException as error:  # a thread that SystemExit ended would be missed by nobody
+            reason = f"{type(error).__name__}: {error}"
+            return TaskError(self.index, self.generation, task, reason)
+        return Result(self.index, self.generation, task, result)
+
+    def _tell(self, message: Message) -> None:
+        with self._changed:
+            self._wait(lambda: True)
+            self._say(message)
+
+    def _wait(self, is_met: Callable[[], bool]) -> None:
+        """Waits for a condition, and for the end of a pause; call with the lock held."""
+        self._changed.wait_for(lambda: self._is_killed or (is_met() and not self._is_paused))
+        if self._is_killed:
+            raise _Killed
 
     def _sleep(self, seconds: float) -> None:
-        if self.killed.wait(min(seconds, threading.TIMEOUT_MAX)):
-            raise _Crash
+        with self._changed:
+            if self._changed.wait_for(lambda: self._is_killed, seconds):
+                raise _Killed
 
     def _crash(self) -> None:
-        raise _Crash
+        raise _Killed
 
 
-class ThreadPool:
+class ThreadPool(LocalPool):
     """A `Pool` of threads.
 
     Args:
-        backbone: (*input) -> (*embedding); called from several threads at once.
-        workers: how many.
+        models: what version 0 runs, by name, each (*input) -> (*embedding) and called from several
+            threads at once; a bare callable is the model "backbone".
+        workers: how many indices there are.
+
+    Raises:
+        ValueError: no models, or no workers.
+        TypeError: a model that cannot be called.
     """
 
-    def __init__(self, backbone: Backbone, workers: int) -> None:
-        self._backbone = backbone
+    def __init__(self, models: Mapping[str, Backbone] | Backbone, workers: int) -> None:
+        super().__init__(workers)
+        self._versions: dict[int, dict[str, Backbone]] = {}
         self._workers: list[_Worker | None] = [None] * workers
-        self._out: _Out = queue.SimpleQueue()
+        self._out: deque[Message] = deque()
+        self.provide(0, models if isinstance(models, Mapping) else {"backbone": models})
 
-    def start(self, worker: int, generation: int) -> None:
-        self._workers[worker] = _Worker(worker, generation, self._backbone, self._out)
+    # ---- for the thread that owns the pool
+
+    def provide(self, version: int, models: Mapping[str, Backbone]) -> None:
+        if not models:
+            raise ValueError("models: expected at least one")
+        for name, backbone in models.items():
+            if not callable(backbone):
+                raise TypeError(f"models: expected a callable for {name!r}, got {backbone!r}")
+        if version in self._versions and dict(models) != self._versions[version]:
+            raise ValueError(f"version: {version} is taken by other models")
+        self._versions[version] = dict(models)
+
+    def forget(self, version: int) -> None:
+        self._versions.pop(version, None)
+
+    def start(self, worker: int, generation: int, version: int = 0) -> None:
+        self._check(worker)
+        check_version(version, self._versions)
+        old = self._workers[worker]
+        if old is not None:
+            old.kill(None)
+        self._wanted[worker] = generation
+        models = self._versions[version]
+        try:
+            self._workers[worker] = _Worker(worker, generation, models, self._say)
+        except RuntimeError as error:  # no more threads
+            self._workers[worker] = None
+            self._say(Died(worker, generation, f"could not be started: {error}"))
 
     def send(self, worker: int, generation: int, task: int, model: str, query: Array) -> None:
-        w = self._workers[worker]
-        if w is not None and w.generation == generation:
-            w.tasks.put((task, query))
+        w = self._living(worker, generation)
+        if w is not None:
+            w.send(task, model, query)
+
+    def cancel(self, worker: int, generation: int, task: int) -> None:
+        w = self._living(worker, generation)
+        if w is not None:
+            w.cancel(task)
 
     def retire(self, worker: int, generation: int) -> None:
-        w = self._workers[worker]
-        if w is not None and w.generation == generation:
-            w.kill("retired")
+        w = self._living(worker, generation)
+        if self._wanted[worker] == generation:
+            self._wanted[worker] = None
+        if w is not None:
+            w.kill(None)
+            self._workers[worker] = None
 
     def poll(self, timeout_s: float | None) -> list[Message]:
-        messages: list[Message] = []
-        try:
-            message = self._out.get(timeout=timeout_s)
-            while True:
-                if message is not None:
-                    messages.append(message)
-                message = self._out.get_nowait()
-        except queue.Empty:
-            return messages
+        self._check()
+        if self._is_closed:
+            return []
+        self._select(timeout_s)
+        out = [self._out.popleft() for _ in range(len(self._out))]
+        return [message for message in out if self._is_wanted(message)]
 
     def close(self, timeout_s: float) -> None:
+        if self._is_forked() or self._is_closed:
+            return
+        self._is_closed = True
         workers = [w for w in self._workers if w is not None]
         for worker in workers:
-            worker.kill("closed")
+            worker.kill(None)
+        until = time.monotonic() + timeout_s
         for worker in workers:
-            worker.join(timeout_s)
+            worker.join(max(0.0, until - time.monotonic()))
+        self._close_descriptors()
 
-    def wake(self) -> None:
-        self._out.put(None)
+    # ---- for any thread
 
     def kill(self, worker: int) -> None:
-        w = self._workers[worker]
+        w = self._at(worker)
         if w is not None:
             w.kill("killed")
 
-    def slow(self, worker: int, delay_s: float) -> None:
-        self._set(worker, delay_s=delay_s)
+    def pause(self, worker: int) -> None:
+        w = self._at(worker)
+        if w is not None:
+            w.pause(True)
 
-    def hang(self, worker: int) -> None:
-        self._set(worker, hang=True)
-
-    def crash(self, worker: int) -> None:
-        self._set(worker, crash=True)
-
-    def fail(self, worker: int, message: str) -> None:
-        self._set(worker, error=message)
-
-    def corrupt(self, worker: int, noise: float) -> None:
-        self._set(worker, corrupt=noise)
+    def resume(self, worker: int) -> None:
+        w = self._at(worker)
+        if w is not None:
+            w.pause(False)
 
     def pids(self) -> list[int | None]:
-        return [None] * len(self._workers)
+        return [None] * self._count
 
-    def _set(self, worker: int, **changes: object) -> None:
-        w = self._workers[worker]
+    # ---- within
+
+    def _at(self, worker: int) -> _Worker | None:
+        self._check(worker)
+        return self._workers[worker]
+
+    def _living(self, worker: int, generation: int) -> _Worker | None:
+        w = self._at(worker)
+        return w if w is not None and w.generation == generation else None
+
+    def _say(self, message: Message) -> None:
+        self._out.append(message)
+        self._bell.ring()
+
+    def _set_faults(self, worker: int, **changes: Any) -> None:
+        w = self._at(worker)
         if w is not None:
-            old: Faults = w.backbone.faults
-            w.backbone.faults = replace(old, **changes)  # type: ignore[arg-type]
+            w.backbones.faults = replace(w.backbones.faults, **changes)

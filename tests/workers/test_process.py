@@ -1,14 +1,11 @@
-"""Worker processes: what they are sent, how they end, and what they leave behind."""
+"""Worker processes: what goes over the wire, and what does not get stuck in it."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,40 +13,28 @@ import numpy as np
 import psutil
 import pytest
 
-from codedinv.workers import BackboneSpec, Died, Message, ProcessPool, Ready, Result, TaskError
+from codedinv.workers import (
+    BackboneSpec,
+    Died,
+    Dropped,
+    Message,
+    ProcessPool,
+    Ready,
+    Result,
+    TaskError,
+)
 from tests.serving.linear_model import LinearModel
+from tests.workers.conftest import spec_of
 
 Listen = Callable[..., list[Message]]
 StartPool = Callable[..., ProcessPool]
-ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def start_pool(spec: BackboneSpec, listen: Listen) -> Iterator[StartPool]:
-    """Starts pools with all their workers ready, and closes them."""
-    with ExitStack() as stack:
-
-        def start(spec: BackboneSpec = spec, workers: int = 1, in_flight: int = 1) -> ProcessPool:
-            pool = ProcessPool(spec, workers, in_flight)
-            stack.callback(pool.close, 5.0)
-            for worker in range(workers):
-                pool.start(worker, 1)
-            assert {type(m) for m in listen(pool, workers)} == {Ready}
-            return pool
-
-        yield start
-
-
-def test_a_worker_returns_the_embedding(
-    start_pool: StartPool, linear: LinearModel, listen: Listen
-) -> None:
-    pool = start_pool()
-    query = linear.queries(1)
-    pool.send(0, 1, 42, "backbone", query[0])
-    (result,) = listen(pool, 1)
-    assert isinstance(result, Result)
-    assert (result.worker, result.generation, result.task) == (0, 1, 42)
-    np.testing.assert_allclose(result.embedding, linear.embed(query)[0], atol=1e-5)
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> LinearModel:
+    """Queries and embeddings of 80 kB: they go through shared memory."""
+    model = LinearModel(k=2, input_shape=(1, 200, 100), embedding_shape=(1, 200, 100))
+    return model.saved(tmp_path_factory.mktemp("large") / "bundle")
 
 
 @pytest.mark.parametrize(
@@ -67,9 +52,7 @@ def test_large_arrays_go_through_shared_memory_unchanged(
     embedding_shape: tuple[int, ...],
 ) -> None:
     model = LinearModel(k=2, input_shape=input_shape, embedding_shape=embedding_shape)
-    model.save(tmp_path / "bundle")
-    spec = BackboneSpec(str(tmp_path / "bundle"), input_shape, embedding_shape)
-    pool = start_pool(spec, in_flight=2)
+    pool = start_pool(spec_of(model.saved(tmp_path / "bundle")), in_flight=2)
     queries = model.queries(6)
     for task in range(0, 6, 2):
         pool.send(0, 1, task, "backbone", queries[task])
@@ -80,16 +63,112 @@ def test_large_arrays_go_through_shared_memory_unchanged(
             np.testing.assert_allclose(result.embedding, expected, rtol=1e-6)
 
 
-def test_many_tasks_in_flight_never_block_the_sender(
-    start_pool: StartPool, linear: LinearModel, listen: Listen
+def test_more_tasks_than_slots_of_memory_wait_for_one(
+    start_pool: StartPool, listen: Listen, large: LinearModel
 ) -> None:
-    pool = start_pool(in_flight=256)
-    pool.slow(0, 0.001)
-    queries = linear.queries(256)
+    pool = start_pool(spec_of(large), in_flight=2)
+    queries = large.queries(9)
     for task, query in enumerate(queries):
         pool.send(0, 1, task, "backbone", query)
-    results = listen(pool, 256)
-    assert [r.task for r in results if isinstance(r, Result)] == list(range(256))
+    pool.cancel(0, 1, 7)
+    results = listen(pool, 9)
+    assert [r.task for r in results if isinstance(r, Result)] == [0, 1, 2, 3, 4, 5, 6, 8]
+    assert Dropped(0, 1, 7) in results
+    for result in results:
+        if isinstance(result, Result):
+            expected = large.embed(queries[[result.task]])[0]
+            np.testing.assert_allclose(result.embedding, expected, rtol=1e-6)
+
+
+def test_slots_of_dropped_and_failed_tasks_are_used_again(
+    start_pool: StartPool, listen: Listen, large: LinearModel
+) -> None:
+    pool = start_pool(spec_of(large), in_flight=3)
+    queries = large.queries(3)
+    for _ in range(4):
+        pool.slow(0, 0.1)
+        pool.poll(0.0)
+        for task, query in enumerate(queries):
+            pool.send(0, 1, task, "backbone", query)
+        pool.cancel(0, 1, 2)
+        assert {m.task: type(m) for m in listen(pool, 3)}[2] is Dropped
+        pool.slow(0, 0.0)
+        pool.fail(0, "out of order")
+        pool.poll(0.0)
+        for task, query in enumerate(queries):
+            pool.send(0, 1, task, "backbone", query)
+        assert [type(m) for m in listen(pool, 3)] == [TaskError] * 3
+        pool.fail(0, "")
+
+
+@pytest.mark.parametrize("in_flight", [300, 600])
+def test_a_worker_that_does_not_read_is_neither_killed_nor_waited_for(
+    start_pool: StartPool, linear: LinearModel, listen: Listen, in_flight: int
+) -> None:
+    pool = start_pool(in_flight=in_flight)
+    (pid,) = pool.pids()
+    queries = linear.queries(3)
+    assert pid is not None
+    pool.pause(0)
+    for task in range(1500):  # 300 of them fill the socket
+        pool.send(0, 1, task, "backbone", queries[task % 3])
+    for task in range(1000, 1400):
+        pool.cancel(0, 1, task)
+    pool.resume(0)
+    messages = listen(pool, 1500)
+    results = [m for m in messages if isinstance(m, Result)]
+    assert {m.task for m in messages if isinstance(m, Dropped)} == set(range(1000, 1400))
+    assert [r.task for r in results] == [*range(1000), *range(1400, 1500)]
+    expected = linear.embed(queries)
+    for result in results:
+        np.testing.assert_allclose(result.embedding, expected[result.task % 3], atol=1e-5)
+    assert pool.pids() == [pid]
+
+
+def test_a_cancellation_overtakes_every_task_that_has_not_begun(
+    start_pool: StartPool, linear: LinearModel, listen: Listen
+) -> None:
+    pool = start_pool(in_flight=600)
+    query = linear.queries(1)[0]
+    pool.pause(0)
+    for task in range(600):
+        pool.send(0, 1, task, "backbone", query)
+    for task in range(1, 600):
+        pool.cancel(0, 1, task)
+    pool.resume(0)
+    messages = listen(pool, 600)
+    assert [m.task for m in messages if isinstance(m, Result)] == [0]
+    assert {m.task for m in messages if isinstance(m, Dropped)} == set(range(1, 600))
+
+
+def test_messages_that_fill_the_socket_wait_and_keep_their_order(
+    start_pool: StartPool, linear: LinearModel, listen: Listen
+) -> None:
+    pool = start_pool()
+    pool.pause(0)
+    for number in range(3000):  # 270 of them fill it
+        pool.fail(0, f"error {number}")
+    pool.poll(0.0)
+    pool.send(0, 1, 7, "backbone", linear.queries(1)[0])
+    pool.poll(0.1)
+    pool.resume(0)
+    assert listen(pool, 1) == [TaskError(0, 1, 7, "RuntimeError: error 2999")]
+
+
+def test_tasks_that_wait_end_with_the_worker(
+    start_pool: StartPool, linear: LinearModel, listen: Listen
+) -> None:
+    pool = start_pool(in_flight=8)
+    pool.pause(0)
+    for task in range(1000):
+        pool.send(0, 1, task, "backbone", linear.queries(1)[0])
+    pool.kill(0)
+    (died,) = listen(pool, 1)
+    assert isinstance(died, Died)
+    pool.send(0, 1, 1000, "backbone", linear.queries(1)[0])
+    assert pool.poll(0.1) == []
+    pool.start(0, 2)
+    assert listen(pool, 1) == [Ready(0, 2)]
 
 
 def test_a_kill_is_told_within_milliseconds(start_pool: StartPool, listen: Listen) -> None:
@@ -106,84 +185,65 @@ def test_a_kill_is_told_within_milliseconds(start_pool: StartPool, listen: Liste
     assert min(took) < 0.5, "measured at 2 ms; this much is a busy machine"
 
 
+def test_a_death_by_a_signal_without_a_name_is_told(start_pool: StartPool, listen: Listen) -> None:
+    pool = start_pool()
+    (pid,) = pool.pids()
+    assert pid is not None
+    os.kill(pid, signal.SIGRTMIN + 2)
+    time.sleep(0.3)  # so that its status is there
+    assert listen(pool, 1) == [Died(0, 1, f"ended by signal {signal.SIGRTMIN + 2}")]
+
+
+@pytest.mark.parametrize("unread", [False, True])
 def test_results_sent_before_a_death_are_not_lost(
-    start_pool: StartPool, linear: LinearModel, listen: Listen
+    start_pool: StartPool, linear: LinearModel, listen: Listen, unread: bool
 ) -> None:
-    pool = start_pool(in_flight=8)
-    for task, query in enumerate(linear.queries(8)):
+    pool = start_pool(in_flight=16)
+    queries = linear.queries(8)
+    for task, query in enumerate(queries):
         pool.send(0, 1, task, "backbone", query)
     time.sleep(0.5)
+    if unread:  # tasks that it never reads reset the connection
+        pool.pause(0)
+        time.sleep(0.1)
+        for task, query in enumerate(queries):
+            pool.send(0, 1, 8 + task, "backbone", query)
     pool.kill(0)
     time.sleep(0.1)
+    pool.send(0, 1, 99, "backbone", queries[0])  # finds the connection broken
     kinds = [type(m) for m in listen(pool, 9)]
     assert kinds == [Result] * 8 + [Died]
 
 
-def test_a_worker_that_dies_on_a_task_is_told_as_dead(
+def test_results_of_others_come_before_a_death(
     start_pool: StartPool, linear: LinearModel, listen: Listen
 ) -> None:
-    pool = start_pool()
-    pool.crash(0)
-    pool.poll(0.0)
-    pool.send(0, 1, 1, "backbone", linear.queries(1)[0])
-    assert isinstance(listen(pool, 1)[0], Died)
+    pool = start_pool(workers=3)
+    pool.send(2, 1, 1, "backbone", linear.queries(1)[0])
+    pool.kill(0)
+    pool.send(1, 1, 1, "backbone", linear.queries(1)[0])
+    time.sleep(0.5)
+    assert [type(m) for m in pool.poll(0.0)] == [Result, Result, Died]
 
 
-def test_a_hung_worker_says_nothing_until_it_is_retired(
-    start_pool: StartPool, linear: LinearModel, listen: Listen
+# ---- what is loaded
+
+
+def test_models_of_different_shapes_are_refused(spec: BackboneSpec) -> None:
+    models = {"backbone": spec, "light": replace(spec, embedding_shape=(16,))}
+    with pytest.raises(ValueError, match="expected the same query and embedding shapes for all"):
+        ProcessPool(models, 1)
+
+
+@pytest.mark.parametrize(
+    ("workers", "in_flight", "message"),
+    [(0, 1, "workers: expected 1"), (1, 0, "in_flight: expected 1")],
+)
+def test_numbers_out_of_range_are_refused(
+    spec: BackboneSpec, workers: int, in_flight: int, message: str
 ) -> None:
-    pool = start_pool()
-    (pid,) = pool.pids()
-    pool.hang(0)
-    pool.poll(0.0)
-    pool.send(0, 1, 1, "backbone", linear.queries(1)[0])
-    assert pool.poll(0.2) == []
-    pool.retire(0, 1)
-    assert pool.poll(0.2) == []
-    wait_for_end([pid])
-    pool.start(0, 2)
-    assert listen(pool, 1) == [Ready(0, 2)]
-
-
-def test_a_delay_lasts_until_it_is_taken_back(
-    start_pool: StartPool, linear: LinearModel, listen: Listen
-) -> None:
-    pool = start_pool()
-    query = linear.queries(1)[0]
-    for delay_s, least in ((0.2, 0.2), (0.0, 0.0)):
-        pool.slow(0, delay_s)
-        pool.poll(0.0)
-        started = time.monotonic()
-        pool.send(0, 1, 1, "backbone", query)
-        listen(pool, 1)
-        assert time.monotonic() - started >= least
-
-
-def test_noise_changes_the_result(
-    start_pool: StartPool, linear: LinearModel, listen: Listen
-) -> None:
-    pool = start_pool()
-    pool.corrupt(0, 0.5)
-    pool.poll(0.0)
-    query = linear.queries(1)
-    pool.send(0, 1, 1, "backbone", query[0])
-    (result,) = listen(pool, 1)
-    assert isinstance(result, Result)
-    assert np.abs(result.embedding - linear.embed(query)[0]).max() > 0.1
-
-
-def test_a_task_that_fails_leaves_the_worker_alive(
-    start_pool: StartPool, linear: LinearModel, listen: Listen
-) -> None:
-    pool = start_pool()
-    query = linear.queries(1)[0]
-    for message, kind in (("out of order", TaskError), ("", Result)):
-        pool.fail(0, message)
-        pool.poll(0.0)
-        pool.send(0, 1, 7, "backbone", query)
-        (answer,) = listen(pool, 1)
-        assert isinstance(answer, kind)
-        assert getattr(answer, "reason", "").endswith(message)
+    with pytest.raises(ValueError, match=message):
+        ProcessPool(spec, workers, in_flight)
 
 
 def test_a_backbone_that_does_not_load_says_why(spec: BackboneSpec, listen: Listen) -> None:
@@ -192,16 +252,16 @@ def test_a_backbone_that_does_not_load_says_why(spec: BackboneSpec, listen: List
     (died,) = listen(pool, 1)
     pool.close(1.0)
     assert isinstance(died, Died)
-    assert "/nowhere/backbone.onnx" in died.reason
+    assert "/nowhere/backbone.onnx is missing" in died.reason
 
 
 def test_a_backbone_of_another_shape_is_refused(spec: BackboneSpec, listen: Listen) -> None:
-    pool = ProcessPool(replace(spec, embedding_shape=(16,)), 1)
+    pool = ProcessPool({"light": replace(spec, embedding_shape=(16,))}, 1)
     pool.start(0, 1)
     (died,) = listen(pool, 1)
     pool.close(1.0)
     assert isinstance(died, Died)
-    assert "expected embeddings (16,), got (4, 2, 2)" in died.reason
+    assert "light: expected embeddings (16,), got (4, 2, 2)" in died.reason
 
 
 def test_an_onnx_worker_has_no_torch_one_thread_and_little_memory(start_pool: StartPool) -> None:
@@ -223,131 +283,9 @@ def test_a_worker_can_run_on_torch(
     model = CodedModel.load(small_bundle)
     shapes = tuple(model.input_shape), tuple(model.embedding_shape)
     query = np.random.default_rng(0).random((1, *shapes[0]), np.float32)
-    pool = start_pool(BackboneSpec(str(small_bundle), *shapes, runtime="torch"))
+    spec = BackboneSpec.of(small_bundle, *shapes, runtime="torch", hashes=model.hashes)
+    pool = start_pool(spec)
     pool.send(0, 1, 1, "backbone", query[0])
     (result,) = listen(pool, 1)
     assert isinstance(result, Result)
     np.testing.assert_allclose(result.embedding, model.embed(query)[0], atol=1e-4)
-
-
-def test_a_wake_ends_a_poll_and_is_never_lost(start_pool: StartPool) -> None:
-    pool = start_pool()
-    for _ in range(3):
-        pool.wake()
-        started = time.monotonic()
-        assert pool.poll(20.0) == []
-        assert time.monotonic() - started < 10
-
-
-def test_close_leaves_no_process_thread_or_descriptor(spec: BackboneSpec, listen: Listen) -> None:
-    before = len(os.listdir("/proc/self/fd"))
-    pool = ProcessPool(spec, 3)
-    for worker in range(3):
-        pool.start(worker, 1)
-    listen(pool, 3)
-    pids = pool.pids()
-    pool.hang(1)
-    pool.poll(0.0)
-    pool.send(1, 1, 1, "backbone", np.zeros(spec.query_shape, np.float32))
-    pool.close(0.5)
-    wait_for_end(pids)
-    assert not pool._starter.is_alive()
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-def test_close_while_workers_start_leaves_none(spec: BackboneSpec) -> None:
-    pool = ProcessPool(spec, 3)
-    for worker in range(3):
-        pool.start(worker, 1)
-    pool.close(0.1)
-    assert children_running_workers(psutil.Process()) == []
-
-
-# ---- whatever kills the parent
-
-PARENT = """
-import sys, time
-sys.path.insert(0, {root!r})
-from codedinv.serving import CodedServer, Policy
-from tests.serving.linear_model import LinearModel
-model = LinearModel()
-server = CodedServer(model, workers=3, policy=Policy(hang_timeout_s=600))
-server.pool.hang(1)
-futures = [server.submit(q) for q in model.queries(30)]
-time.sleep(0.3)
-print(*server.pool.pids(), flush=True)
-{then}
-"""
-
-
-def test_a_script_needs_no_main_guard_and_its_workers_end_with_it() -> None:
-    pids = run_parent("sys.exit(0)")
-    wait_for_end(pids)
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_parent_leaves_no_orphan(number: signal.Signals) -> None:
-    pids = run_parent("time.sleep(600)", number)
-    wait_for_end(pids)
-
-
-def run_parent(then: str, number: signal.Signals | None = None) -> list[int]:
-    """Runs a script that serves with one worker hung; returns its workers' process ids."""
-    script = PARENT.format(root=str(ROOT), then=then)
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    try:
-        assert parent.stdout is not None
-        pids = [int(word) for word in parent.stdout.readline().split()]
-        assert len(pids) == 3
-        if number is not None:
-            parent.send_signal(number)
-        parent.wait(60)
-        return pids
-    finally:
-        parent.kill()
-        parent.wait()
-        if parent.stdout:
-            parent.stdout.close()
-
-
-def wait_for_end(pids: list[int | None] | list[int], timeout_s: float = 20.0) -> None:
-    until = time.monotonic() + timeout_s
-    while alive := [pid for pid in pids if pid and psutil.pid_exists(pid) and is_worker(pid)]:
-        assert time.monotonic() < until, f"still alive: {alive}"
-        time.sleep(0.02)
-
-
-def is_worker(pid: int) -> bool:
-    """Is it a worker that runs? (Not a zombie, which only waits to be looked at.)"""
-    try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return False
-        return "codedinv.workers.child" in process.cmdline()
-    except psutil.NoSuchProcess:
-        return False
-
-
-def children_running_workers(parent: psutil.Process) -> list[int]:
-    return [child.pid for child in parent.children(recursive=True) if is_worker(child.pid)]
-
-
-def test_a_wake_in_the_middle_of_a_wake_does_not_silence_later_ones(
-    start_pool: StartPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pool = start_pool()
-    real = pool._wake_read
-
-    class WakesWhileRead:
-        def recv(self, size: int) -> bytes:
-            pool.wake()  # as another thread may at this very moment
-            return real.recv(size)
-
-    pool.wake()
-    with monkeypatch.context() as patch:
-        patch.setattr(pool, "_wake_read", WakesWhileRead())
-        pool.poll(5.0)
-    pool.wake()
-    before = time.monotonic()
-    pool.poll(5.0)
-    assert time.monotonic() - before < 4.0

@@ -1,0 +1,63 @@
+"""What waits to be sent to a worker: until it has ended a task, or for room in its socket.
+
+So a pool never blocks, and a worker that does not read, for it computes or was stopped, is no worse
+off for it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+
+from codedinv.workers.backbone import Array
+from codedinv.workers.channel import Channel, Kind, Layout
+
+
+class Outbox:
+    """Tasks in their order, behind short messages that may overtake them.
+
+    Args:
+        channel: where to, non-blocking.
+        layout: of the channel.
+    """
+
+    def __init__(self, channel: Channel, layout: Layout) -> None:
+        self._channel = channel
+        self._urgent: deque[tuple[Kind, str, int]] = deque()  # kind, text, task
+        self._tasks: OrderedDict[int, tuple[int, Array]] = OrderedDict()  # task: model, query
+        self._free_slots = list(range(layout.slots))
+
+    def put_task(self, task: int, model: int, query: Array) -> None:
+        """Appends a task."""
+        self._tasks[task] = model, query
+
+    def put_urgent(self, kind: Kind, text: str = "", task: int = 0) -> None:
+        """Appends a message that may overtake tasks."""
+        self._urgent.append((kind, text, task))
+
+    def withdraw(self, task: int) -> bool:
+        """Takes back a task that is still here; False: it is not."""
+        return self._tasks.pop(task, None) is not None
+
+    def give_back(self, slot: int) -> None:
+        """The worker has ended the task that had this slot."""
+        self._free_slots.append(slot)
+
+    def flush(self) -> bool:
+        """Sends what can be sent; True: the rest waits until the socket is writable.
+
+        Raises:
+            OSError: the worker is gone.
+        """
+        try:
+            while self._urgent:
+                kind, text, task = self._urgent[0]
+                self._channel.send_text(kind, text, task)
+                self._urgent.popleft()
+            while self._tasks and self._free_slots:
+                task, (model, query) = next(iter(self._tasks.items()))
+                self._channel.send_array(Kind.TASK, task, self._free_slots[-1], query, model)
+                self._free_slots.pop()
+                del self._tasks[task]
+        except BlockingIOError:
+            return True
+        return False
