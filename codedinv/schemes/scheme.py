@@ -110,7 +110,7 @@ class Scheme:
         anchors: queries and embeddings for partial groups: k - 1 or more, where k > 1 and n > k.
 
     Raises:
-        ValueError: too few anchors.
+        ValueError: too few anchors, or anchors that are not finite.
     """
 
     name: str
@@ -124,6 +124,13 @@ class Scheme:
         got = len(self.anchors.queries) if self.anchors is not None else 0
         if got < needed:
             raise ValueError(f"anchors: expected {needed} or more for k={self.plan.k}, got {got}")
+        if self.anchors is not None:
+            for what, values in (
+                ("queries", self.anchors.queries),
+                ("embeddings", self.anchors.embeddings),
+            ):
+                if not np.isfinite(values).all():
+                    raise ValueError(f"anchors: expected finite {what}, got NaN or infinity")
 
     @property
     def redundancy(self) -> float:
