@@ -32,6 +32,8 @@ class Plan:
         needed: this many results, of whichever slots, give the answers of all k queries.
         recovered: source of an answer that was not given by the query's own slot.
         models: which model a worker runs for each slot, n names; empty: the backbone for all.
+        guided: slots k..n-1 are not encoded: they carry copies of the group's most doubtful
+            queries, and a copy's result answers its query as its own would.
 
     Raises:
         ValueError: counts that contradict each other.
@@ -42,6 +44,7 @@ class Plan:
     needed: int
     recovered: Source = "reconstructed"
     models: tuple[str, ...] = field(default=())
+    guided: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.k <= self.n:

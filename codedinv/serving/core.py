@@ -66,6 +66,8 @@ class Core:
     ) -> None:
         if workers < 1:
             raise ValueError(f"workers: expected 1 or more, got {workers}")
+        if plan.recovered == "fallback" and not has_fallback:
+            raise ValueError("plan: its answers are fallbacks, but the server has no fallback")
         self.policy = policy
         self.has_fallback = has_fallback
         self.now = 0.0
@@ -86,7 +88,7 @@ class Core:
         self.rejected: Counter[act.Refusal] = Counter()
         self.counts: Counter[str] = Counter()
         self._lanes: dict[int, Lanes] = {0: Lanes()}
-        self._open: dict[int, Group] = {}  # by version
+        self._open: dict[tuple[int, int], Group] = {}  # by version and bucket, oldest first
         self._planned: deque[Group] = deque()  # groups whose parities are to be made
         self._next_group = self._next_task = 0
         self._armed: float | None = None
@@ -111,7 +113,7 @@ class Core:
             ev.CloseRequested: self._close_requested,
         }
         self._on_alarm: dict[str, Callable[[Any], None]] = {
-            "group_wait": self._close_group,
+            "group_wait": self._wait_is_over,
             "grace": self._grace_is_over,
             "hedge": self._hedge,
             "last_call": self._last_call,
@@ -141,7 +143,8 @@ class Core:
         self._on_event[type(event)](event)
         self.rollout.advance()
         self._dispatch()
-        self._encode_planned()
+        if self._make_planned():
+            self._dispatch()
         if self._closing and not self.queries and not self._drained:
             self._drained = True
             self._out.append(act.Drained())
@@ -182,13 +185,14 @@ class Core:
             self._out.append(act.Reject(event.query, refusal))
             return
         self.counts["accepted"] += 1
-        self._admit(Query(event.query, event.payload, event.deadline))
+        query = Query(event.query, event.payload, event.deadline, event.bucket, event.doubt)
+        self._admit(query)
 
     def _admit(self, query: Query) -> None:
         """Gives a query its place in a group and sends it."""
         self.queries[query.id] = query
         version = self.rollout.version_for_query()
-        group = self._open.get(version) or self._open_group(version)
+        group = self._open.get((version, query.bucket)) or self._open_group(version, query.bucket)
         group.join(query)
         if query.deadline is not None:
             left = max(0.0, query.deadline - self.now)
@@ -199,10 +203,10 @@ class Core:
         if group.is_full():
             self._close_group(group)
 
-    def _open_group(self, version: int) -> Group:
-        group = Group(self._next_group, self.rollout.plan(version), version)
+    def _open_group(self, version: int, bucket: int) -> Group:
+        group = Group(self._next_group, self.rollout.plan(version), version, bucket)
         self._next_group += 1
-        self.groups[group.id] = self._open[version] = group
+        self.groups[group.id] = self._open[version, bucket] = group
         if group.plan.k > 1:
             group.closes_at = self.now + self.policy.group_wait_s
             group.alarm = self.timers.set(group.closes_at, "group_wait", group)
@@ -219,13 +223,28 @@ class Core:
             group.closes_at = latest
             group.alarm = self.timers.set(latest, "group_wait", group)
 
+    def _wait_is_over(self, group: Group) -> None:
+        """Fills the group up with members of other buckets' groups, the oldest first."""
+        for other in list(self._open.values()):
+            fits = len(group.queries) + len(other.queries) <= group.plan.k
+            if other is not group and other.version == group.version and fits:
+                group.take_in(other)
+                self.timers.cancel(other.alarm)
+                del self._open[other.version, other.bucket]
+                del self.groups[other.id]
+                self.counts["groups_merged"] += 1
+        self._close_group(group)
+
     def _close_group(self, group: Group) -> None:
         """No more members; free data slots become anchors, parities are asked for."""
-        self._open.pop(group.version, None)
+        self._open.pop((group.version, group.bucket), None)
         self.timers.cancel(group.alarm)
         group.alarm = None
         group.closed = True
         k, n = group.plan.k, group.plan.n
+        for slot, result in group.results.items():
+            self._to_decoder(group, slot, result)
+        group.results = {}
         self.counts["groups"] += 1
         anchors = k - len(group.queries)
         for slot in range(len(group.queries), k):
@@ -242,10 +261,17 @@ class Core:
 
     def _is_checked(self, group: Group) -> bool:
         """Are its parities wanted although nobody waits for them?"""
+        if group.plan.guided:
+            return False
         return self.policy.always_encode or (self.policy.verify and group.is_full())
 
-    def _encode_planned(self) -> None:
-        """Asks for parities, unless data waits for workers: then they would only queue up."""
+    def _make_planned(self) -> bool:
+        """Makes parities, unless data waits for workers: then they would only queue up.
+
+        Returns:
+            True: there are copies to be sent. What is to be encoded comes with `Encoded`.
+        """
+        copied = False
         for _ in range(len(self._planned)):
             group = self._planned.popleft()
             if SlotState.PLANNED not in group.states:
@@ -254,10 +280,28 @@ class Core:
                 self._planned.append(group)
                 continue
             k = group.plan.k
+            if group.plan.guided:
+                self._copy_the_doubtful(group)
+                copied = True
+                continue
             group.states[k:] = [SlotState.ENCODING] * (group.plan.n - k)
             members = tuple(group.payloads[: len(group.queries)])
             members += (None,) * (k - len(group.queries))
             self._out.append(act.Encode(group.id, group.version, members))
+        return copied
+
+    def _copy_the_doubtful(self, group: Group) -> None:
+        """Gives the parity slots of a guided group copies of its most doubtful queries."""
+        waiting = [q for q in group.queries if not q.done]
+        waiting.sort(key=lambda q: -q.doubt)
+        for slot in range(group.plan.k, group.plan.n):
+            if not waiting:
+                group.states[slot] = SlotState.LOST
+                continue
+            query = waiting.pop(0)
+            group.copies[slot] = query
+            group.payloads[slot] = query.payload
+            self._enqueue(group, slot, "first")
 
     def _encoded(self, event: ev.Encoded) -> None:
         group = self.groups[event.group]
@@ -490,18 +534,27 @@ class Core:
         group.arrived += 1
         group.answerers[slot] = (worker.index, worker.generation)
         self._call_off(group, slot)
-        if group.plan.n > group.plan.k:
-            self._out.append(act.Absorb(group.id, group.version, slot, result))
-        if group.waits_for(slot):
-            self.counts["hedge_wins"] += attempt.role == "hedge"
-            source: Source = "hedged" if attempt.role == "hedge" else "exact"
-            self._resolve(group.queries[slot], source, result)
+        self._to_decoder(group, slot, result)
+        query = group.queries[slot] if slot < len(group.queries) else group.copies.get(slot)
+        if query is not None and not query.done:
+            is_second = attempt.role == "hedge" or slot in group.copies
+            self.counts["hedge_wins"] += is_second
+            self._resolve(query, "hedged" if is_second else "exact", result)
             return
         if group.unanswered == 0 or slot < group.plan.k:
             self.counts["late_results"] += 1
-        if slot < len(group.queries) and group.queries[slot].source in _DEGRADED:
+        if query is not None and query.source in _DEGRADED:
+            query.source = "exact"  # it is corrected once
             self.counts["corrections"] += 1
-            self._out.append(act.Correct(group.queries[slot].id, group.version, result))
+            self._out.append(act.Correct(query.id, group.version, result))
+
+    def _to_decoder(self, group: Group, slot: int, result: Any) -> None:
+        if group.plan.n == group.plan.k or group.plan.guided:
+            return
+        if group.closed:
+            self._out.append(act.Absorb(group.id, group.version, slot, result))
+        else:
+            group.results[slot] = result
 
     def _call_off(self, group: Group, slot: int) -> None:
         """The slot's other attempts are of no use any more."""
@@ -615,7 +668,7 @@ class Core:
         if group.finished() and group.id in self.groups and not self.audits.holds(group):
             self.timers.cancel(group.alarm)
             group.alarm = None
-            if group.arrived == group.plan.n > group.plan.k:
+            if group.arrived == group.plan.n > group.plan.k and not group.plan.guided:
                 self._inspect(group)
             else:
                 self.retire(group)
@@ -634,7 +687,8 @@ class Core:
 
     def retire(self, group: Group) -> None:
         """Forgets a group that is finished."""
-        if self.groups.pop(group.id, None) is not None and group.plan.n > group.plan.k:
+        is_decoded = group.plan.n > group.plan.k and not group.plan.guided
+        if self.groups.pop(group.id, None) is not None and is_decoded:
             self._out.append(act.Retire(group.id))
 
     def _is_needed(self, group: Group, slot: int) -> bool:
@@ -643,6 +697,8 @@ class Core:
             return True
         if self.rollout.is_over(group.version):
             return False
+        if slot in group.copies and not group.copies[slot].done:
+            return True
         undecodable = group.unanswered > 0 and not group.is_decodable()
         if slot < group.plan.k:
             return undecodable and bool(group.lost_queries())
@@ -724,12 +780,12 @@ class Core:
                 self._resolve(query, group.plan.recovered, None)
                 continue
             self._end(query)
-            self._admit(Query(query.id, query.payload, query.deadline))
+            again = Query(query.id, query.payload, query.deadline, query.bucket, query.doubt)
+            self._admit(again)
 
     def forget_version(self, version: int) -> None:
         """Nothing of that version is left."""
         del self._lanes[version]
-        self._open.pop(version, None)
 
     # ---- time, and the end
 

@@ -17,12 +17,19 @@ class Opened(NamedTuple):
 
 
 class Submitted(NamedTuple):
-    """A caller's query. `deadline` is a time, not a duration; None: it has none."""
+    """A caller's query.
+
+    `deadline` is a time, not a duration; None: it has none. `bucket`: queries of one are grouped
+    with each other, as long as enough come. `doubt`: how unsure the light model is of it; guided
+    copies go to the most doubtful.
+    """
 
     time: float
     query: int
     payload: Any
     deadline: float | None
+    bucket: int = 0
+    doubt: float = 0.0
 
 
 class Cancelled(NamedTuple):

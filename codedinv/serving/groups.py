@@ -31,8 +31,10 @@ class Query:
 
     __slots__ = (
         "alarm",
+        "bucket",
         "deadline",
         "done",
+        "doubt",
         "group",
         "id",
         "last_call",
@@ -41,10 +43,19 @@ class Query:
         "source",
     )
 
-    def __init__(self, id: int, payload: Any, deadline: float | None) -> None:
+    def __init__(
+        self,
+        id: int,
+        payload: Any,
+        deadline: float | None,
+        bucket: int = 0,
+        doubt: float = 0.0,
+    ) -> None:
         self.id = id
         self.payload = payload
         self.deadline = deadline
+        self.bucket = bucket
+        self.doubt = doubt
         self.done = False
         self.source: Source | None = None  # of its answer
         self.last_call = False  # take the best answer there is, from now on
@@ -124,8 +135,10 @@ class Group:
         "answerers",
         "arrived",
         "attempts",
+        "bucket",
         "closed",
         "closes_at",
+        "copies",
         "erred",
         "grace_over",
         "id",
@@ -133,16 +146,18 @@ class Group:
         "payloads",
         "plan",
         "queries",
+        "results",
         "sends",
         "states",
         "unanswered",
         "version",
     )
 
-    def __init__(self, id: int, plan: Plan, version: int) -> None:
+    def __init__(self, id: int, plan: Plan, version: int, bucket: int = 0) -> None:
         self.id = id
         self.plan = plan
         self.version = version
+        self.bucket = bucket
         self.queries: list[Query] = []
         self.states = [SlotState.FREE] * plan.n
         self.attempts: list[list[Attempt]] = [[] for _ in range(plan.n)]
@@ -151,6 +166,8 @@ class Group:
         self.erred: list[set[int]] = [set() for _ in range(plan.n)]  # workers that failed the slot
         # Who gave each result: (worker, generation); None for an anchor.
         self.answerers: list[tuple[int, int] | None] = [None] * plan.n
+        self.results: dict[int, Any] = {}  # while open: what the decoder gets at its close
+        self.copies: dict[int, Query] = {}  # guided: slot -> the query that it carries
         self.arrived = 0
         self.unanswered = 0
         self.closed = False
@@ -165,6 +182,26 @@ class Group:
         self.payloads[query.slot] = query.payload
         self.queries.append(query)
         self.unanswered += 1
+
+    def take_in(self, other: Group) -> None:
+        """Moves all members of another open group here, with their attempts and results."""
+        for query in other.queries:
+            old, new = query.slot, len(self.queries)
+            query.group, query.slot = self, new
+            self.queries.append(query)
+            self.states[new] = other.states[old]
+            self.attempts[new] = other.attempts[old]
+            for attempt in self.attempts[new]:
+                attempt.group, attempt.slot = self, new
+            self.payloads[new] = other.payloads[old]
+            self.sends[new] = other.sends[old]
+            self.erred[new] = other.erred[old]
+            self.answerers[new] = other.answerers[old]
+            if old in other.results:
+                self.results[new] = other.results[old]
+        self.arrived += other.arrived
+        self.unanswered += other.unanswered
+        self.closes_at = min(self.closes_at, other.closes_at)
 
     def waits_for(self, slot: int) -> bool:
         """Is it a data slot whose query has not ended?"""

@@ -10,6 +10,7 @@ from codedinv.schemes import Plan
 from codedinv.serving import actions as act
 from codedinv.serving import events as ev
 from codedinv.serving.core import Core
+from codedinv.serving.policy import Policy
 from tests.serving.checks import Watcher
 from tests.serving.test_core import CODED, Story
 
@@ -284,3 +285,72 @@ def test_a_version_that_cannot_start_leaves_the_old_one_alone() -> None:
     assert story.of(act.Resolve)[0].version == 0
     reloaded(story)
     assert story.of(act.Restart) == [act.Restart(2, 2, 1)]
+
+
+# ---- guided copies and groups of alike queries
+
+GUIDED = Plan(k=3, n=4, needed=3, recovered="fallback", guided=True)
+
+
+def guided(**policy: Any) -> Story:
+    story = with_fallback(**policy)
+    core = Core(GUIDED, story.core.policy, 4, has_fallback=True)
+    story.core, story.watcher, story.plan = core, Watcher(core), GUIDED
+    story.tell(ev.Opened)
+    for restart in story.of(act.Restart):
+        story.tell(ev.WorkerReady, restart.worker, restart.generation)
+    for query, doubt in ((1, 0.1), (2, 0.9), (3, 0.5)):
+        story.tell(ev.Submitted, query, f"query {query}", None, 0, doubt)
+    return story
+
+
+def test_the_copy_goes_to_the_most_doubtful_query_and_answers_it() -> None:
+    story = guided()
+    assert not story.of(act.Encode)
+    assert story.sent[3].payload == "query 2"
+    story.answer(3)
+    (resolved,) = story.of(act.Resolve)
+    assert (resolved.query, resolved.source) == (2, "hedged")
+
+
+def test_who_is_late_without_a_copy_gets_the_light_models_answer_and_then_the_exact_one() -> None:
+    story = guided().answer(3).answer(2)
+    story.answer(1)
+    (resolved,) = story.of(act.Resolve)
+    assert (resolved.query, resolved.source) == (1, "fallback")
+    assert story.answer(0).of(act.Correct) == [act.Correct(1, 0, "f(query 1)")]
+
+
+def test_a_plan_of_fallbacks_needs_a_fallback() -> None:
+    with pytest.raises(ValueError, match="no fallback"):
+        Core(GUIDED, Policy(), 4)
+
+
+def test_queries_of_a_bucket_are_grouped_with_each_other() -> None:
+    story = Story(workers=6)
+    for query, bucket in ((1, 7), (2, 8), (3, 7)):
+        story.tell(ev.Submitted, query, f"query {query}", None, bucket)
+    assert [e.members for e in story.of(act.Encode)] == [("query 1", "query 3")]
+
+
+def test_what_a_bucket_does_not_fill_in_time_is_merged_with_other_buckets() -> None:
+    story = Story(workers=6)
+    story.tell(ev.Submitted, 1, "query 1", None, 7).answer(0)
+    story.tell(ev.Submitted, 2, "query 2", None, 8)
+    assert not story.of(act.Encode)
+    story.wait_until(1.0)
+    assert [e.members for e in story.of(act.Encode)] == [("query 1", "query 2")]
+    assert [(a.slot, a.result) for a in story.of(act.Absorb)] == [(0, "f(query 1)")]
+    assert story.core.counts["groups_partial"] == 0
+
+
+def test_the_results_of_a_merged_group_still_find_their_queries() -> None:
+    story = Story(workers=6)
+    story.tell(ev.Submitted, 1, "query 1", None, 7)
+    story.tell(ev.Submitted, 2, "query 2", None, 8).wait_until(1.0).encoded(0)
+    story.answer(1)
+    assert [(r.query, r.result) for r in story.of(act.Resolve)] == [(2, "f(query 2)")]
+    story.die(0)
+    assert not story.of(act.Resolve)
+    story.answer(2)
+    assert [(r.query, r.source) for r in story.of(act.Resolve)] == [(1, "reconstructed")]

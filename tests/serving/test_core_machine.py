@@ -86,11 +86,12 @@ class CoreMachine(RuleBasedStateMachine):
                 case act.Cancel():
                     self.cancels.append(action)
 
-    @rule(wait=st.sampled_from([None, 0.0, 0.5, 3.0]))
-    def submit(self, wait: float | None) -> None:
+    @rule(wait=st.sampled_from([None, 0.0, 0.5, 3.0]), bucket=st.integers(0, 1))
+    def submit(self, wait: float | None, bucket: int) -> None:
         self.queries += 1
         deadline = None if wait is None else self.now + wait
-        self.tell(ev.Submitted(self.now, self.queries, f"query {self.queries}", deadline))
+        query = f"query {self.queries}"
+        self.tell(ev.Submitted(self.now, self.queries, query, deadline, bucket))
 
     @precondition(lambda self: self.queries)
     @rule(data=st.data())

@@ -278,6 +278,19 @@ class LeavesQueriesBehind(Core):
         pass
 
 
+class ForgetsWhatWasMerged(Core):
+    """Results that came before two groups were merged do not reach the decoder."""
+
+    def _wait_is_over(self, group: Group) -> None:
+        super()._wait_is_over(group)
+        group.results = {}
+
+    def _close_group(self, group: Group) -> None:
+        if self.counts["groups_merged"]:
+            group.results = {}
+        super()._close_group(group)
+
+
 class NeverEndsAReload(Core):
     """A worker that is to be replaced is never idle enough."""
 
@@ -317,6 +330,7 @@ class NeverEndsAReload(Core):
         ConvictsTheAnswerer,
         MixesVersions,
         LeavesQueriesBehind,
+        ForgetsWhatWasMerged,
         NeverEndsAReload,
     ],
 )

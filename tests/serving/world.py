@@ -37,10 +37,12 @@ class World:
 
     def __init__(self, seed: int, core_class: type[Core] = Core) -> None:
         self.random = random = Random(seed)
+        self.has_fallback = random.random() < 0.3
+        self.buckets = random.choice((1, 1, 3))
         self.plan = self._plan()
         self.policy = self._policy()
         workers = random.randint(1, self.plan.n + 2)
-        core = core_class(self.plan, self.policy, workers, has_fallback=random.random() < 0.3)
+        core = core_class(self.plan, self.policy, workers, has_fallback=self.has_fallback)
         self.watcher = Watcher(core)
         self.now = 0.0
         self.calm = random.uniform(2.0, 15.0)
@@ -80,6 +82,9 @@ class World:
         if kind < 0.25:
             return Plan(k=1, n=self.random.choice((2, 3)), needed=1, recovered="exact")
         k = self.random.randint(1, 4)
+        if self.has_fallback and kind < 0.5:
+            n = k + self.random.choice((1, 1, 2))
+            return Plan(k=k, n=n, needed=k, recovered="fallback", guided=True)
         return Plan(k=k, n=k + self.random.choice((1, 1, 2)), needed=k)
 
     def _policy(self) -> Policy:
@@ -125,7 +130,8 @@ class World:
         for query in range(random.randint(1, 12)):
             at += random.expovariate(rate)
             deadline = at + random.choice((0.0, 0.5, 2.0, 6.0)) if random.random() < 0.4 else None
-            self._at(at, ev.Submitted(at, query, f"query {query}", deadline))
+            bucket, doubt = random.randrange(self.buckets), random.random()
+            self._at(at, ev.Submitted(at, query, f"query {query}", deadline, bucket, doubt))
             if random.random() < 0.1:
                 gone = at + random.uniform(0.0, 3.0)
                 self._at(gone, ev.Cancelled(gone, query))
