@@ -107,6 +107,17 @@ def test_callbacks_run_one_after_another_in_the_order_of_their_futures() -> None
     assert order == list(range(500))
 
 
+def test_callbacks_behind_a_stuck_one_go_on_in_another_thread() -> None:
+    thread = CallbackThread()
+    stuck, called = threading.Event(), []
+    thread.post(stuck.wait, 60)
+    thread.post(called.append, "behind")
+    time.sleep(0.2)
+    thread.post(called.append, "later")
+    wait_until(lambda: called == ["behind", "later"])
+    stuck.set()
+
+
 def test_the_callback_thread_ends_when_there_is_nothing_to_do() -> None:
     thread = CallbackThread()
     names: list[str] = []

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+import time
+from concurrent.futures import Future, wait
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from codedinv.errors import CodedInvError, DeadlineExceeded
+from codedinv.schemes import build_scheme
 from codedinv.serving import Policy, Prediction
 from codedinv.serving import actions as act
 from codedinv.serving.versions import build_served
@@ -331,10 +334,45 @@ def test_a_future_cancelled_just_before_its_answer_ends_once() -> None:
     future = server.submit(server.model.queries(1)[0])
     server.turn()
     server.pool.answer(server.model)
-    give = server.engine._answers.give
-    server.engine._answers.give = lambda: (future.cancel(), give())  # type: ignore[method-assign]
+    take = server.engine.admission.take
+
+    def cancelled_meanwhile(query: int) -> Any:
+        pending = take(query)
+        assert future.cancel()
+        return pending
+
+    server.engine.admission.take = cancelled_meanwhile  # type: ignore[method-assign]
     server.turn()
     assert future.cancelled()
-    server.engine._answers.give = give  # type: ignore[method-assign]
-    server.turn()
+    assert wait([future], 0).not_done == set(), "those that wait were not told"
     assert server.engine.failure is None
+
+
+def test_a_decoder_that_takes_no_result_fails_only_what_it_should_recover() -> None:
+    model = LinearModel()
+    scheme = build_scheme("invertible", model)
+
+    class Closed:
+        def push(self, slot: int, embedding: Any) -> None:
+            raise ZeroDivisionError("no room")
+
+        def recover(self) -> Any:
+            raise AssertionError("asked although it took nothing")
+
+        def residual(self) -> Any: ...
+        def reset(self) -> None: ...
+
+    served = build_served(model, replace(scheme, decoder=Closed), None)
+    server = Stepped(model, Policy(always_encode=True, hang_timeout_s=60.0), served=served)
+    queries = model.queries(4)
+    futures = [server.submit(q) for q in queries]
+    server.turn()
+    del server.pool.sent[0]  # the first query's task never ends
+    until = time.monotonic() + 30
+    while not futures[0].done() and time.monotonic() < until:
+        server.pool.answer(model)
+        server.turn()
+        time.sleep(0.001)  # the encoder has a thread of its own
+    with pytest.raises(CodedInvError, match="no room"):
+        futures[0].result(0)
+    assert [f.result(0).source for f in futures[1:]] == ["exact"] * 3
