@@ -50,7 +50,6 @@ class LoopRunner:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.current_thread()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._lock = threading.Lock()  # of the next
@@ -61,7 +60,10 @@ class LoopRunner:
 
     def is_here(self) -> bool:
         """Is this the thread that must not wait for the engine?"""
-        return threading.current_thread() is self._thread and not self._released
+        try:
+            return asyncio.get_running_loop() is self._loop and not self._released
+        except RuntimeError:  # no loop runs in this thread
+            return False
 
     def release(self) -> bool:
         """Stops, for another runner to go on; in the loop's thread only. False: had stopped."""
@@ -122,7 +124,11 @@ class Home:
 
     def is_here(self) -> bool:
         """Does the engine run in this very thread?"""
-        return self._runner.is_here()
+        runner = self._runner
+        if isinstance(runner, LoopRunner) and runner.is_orphaned():
+            self._runner = ThreadRunner(self._engine)
+            return False
+        return runner.is_here()
 
     def check_may_wait(self, what: str, instead: str) -> None:
         """Refuses to wait for the engine in the thread that runs it.
@@ -130,7 +136,7 @@ class Home:
         Raises:
             WrongThread: it names what to use instead.
         """
-        if self._runner.is_here():
+        if self.is_here():
             raise WrongThread(
                 f"{what} would wait for the server, which runs in this very thread: use {instead}"
             )
@@ -164,8 +170,7 @@ class Home:
         left = drain_s + _PATIENCE_S
         while left > 0 and not self._engine.ended.wait(min(1.0, left)):
             left -= 1.0
-            if isinstance(self._runner, LoopRunner) and self._runner.is_orphaned():
-                self._runner = ThreadRunner(self._engine)
+            self.is_here()  # the event loop may have ended meanwhile
         if not self._engine.ended.is_set():
             self._engine.give_up("the server's loop did not come to its end")
 
