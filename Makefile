@@ -8,7 +8,7 @@ SOURCES := $(wildcard csrc/*.cpp csrc/*.hpp)
 SANITIZED := build/asan build/tsan
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-servers test-cpp bench lint format clean
+.PHONY: help setup demo chaos test test-all test-servers test-cpp bench lint format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -30,6 +30,9 @@ $(STAMP): pyproject.toml constraints.txt setup.py CMakeLists.txt $(SOURCES)
 
 demo: $(STAMP) ## serve 2,000 images through a killed and a slow worker; figures in demo/
 	$(BIN)/codedinv demo
+
+chaos: $(STAMP) ## a minute of killed, hung, erring, lying workers, bursts and redeploys
+	$(BIN)/codedinv chaos
 
 test: test-cpp ## the everyday tests: C++ under sanitizers, then Python
 	$(BIN)/python -m pytest -m "not slow and not servers and not gpu"

@@ -27,3 +27,11 @@ class Unrecoverable(CodedInvError):
 
 class ServerClosed(CodedInvError):
     """The server is closed or closing and takes no more queries."""
+
+
+class WrongProcess(CodedInvError):
+    """A server was used in a forked copy of the process that made it; each process makes its own."""
+
+
+class WrongThread(CodedInvError):
+    """A call that waits for the server, in the very thread whose event loop runs the server."""

@@ -32,6 +32,8 @@ class Plan:
         needed: this many results, of whichever slots, give the answers of all k queries.
         recovered: source of an answer that was not given by the query's own slot.
         models: which model a worker runs for each slot, n names; empty: the backbone for all.
+        guided: slots k..n-1 are not encoded: they carry copies of the group's most doubtful
+            queries, and a copy's result answers its query as its own would.
 
     Raises:
         ValueError: counts that contradict each other.
@@ -42,6 +44,7 @@ class Plan:
     needed: int
     recovered: Source = "reconstructed"
     models: tuple[str, ...] = field(default=())
+    guided: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.k <= self.n:
@@ -110,7 +113,7 @@ class Scheme:
         anchors: queries and embeddings for partial groups: k - 1 or more, where k > 1 and n > k.
 
     Raises:
-        ValueError: too few anchors.
+        ValueError: too few anchors, or anchors that are not finite.
     """
 
     name: str
@@ -124,6 +127,13 @@ class Scheme:
         got = len(self.anchors.queries) if self.anchors is not None else 0
         if got < needed:
             raise ValueError(f"anchors: expected {needed} or more for k={self.plan.k}, got {got}")
+        if self.anchors is not None:
+            for what, values in (
+                ("queries", self.anchors.queries),
+                ("embeddings", self.anchors.embeddings),
+            ):
+                if not np.isfinite(values).all():
+                    raise ValueError(f"anchors: expected finite {what}, got NaN or infinity")
 
     @property
     def redundancy(self) -> float:

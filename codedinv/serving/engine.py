@@ -1,354 +1,347 @@
-"""The thread that runs the core: pipes, futures and clocks in, events; actions, numerics out."""
+"""Runs a core: messages, submissions and clocks in, events; actions, numerics and answers out.
+
+`Engine.step` is one turn of the loop. It waits for nothing, so that a thread or an event loop can
+own it (`runners.py`).
+"""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from codedinv.errors import (
-    CodedInvError,
-    DeadlineExceeded,
-    Overloaded,
-    ServerClosed,
-    Unrecoverable,
-)
-from codedinv.schemes import Scheme, Source
-from codedinv.schemes.scheme import Array, Decoder
+from codedinv.errors import CodedInvError
 from codedinv.serving import actions as act
 from codedinv.serving import events as ev
+from codedinv.serving.admission import Admission, Ask, Reload
+from codedinv.serving.answers import Answer, Answers, Corrected
+from codedinv.serving.coding_groups import CodingGroups
 from codedinv.serving.core import Core
-from codedinv.serving.metrics import Metrics, Stats
+from codedinv.serving.encoding import EncoderThread
+from codedinv.serving.futures import CallbackThread
+from codedinv.serving.metrics import Metrics, Snapshot
 from codedinv.serving.policy import Policy
-from codedinv.serving.prediction import Prediction
+from codedinv.serving.reloads import Reloads
+from codedinv.serving.versions import CALLERS_ERRORS, Served
 from codedinv.workers import Died, Dropped, Message, Pool, Ready, Result, TaskError
 
-Heads = Callable[[Array], Mapping[str, Array]]  # (B, *embedding) -> {task: (B, outputs)}
+_log = logging.getLogger("codedinv")
 
-_ERRORS: dict[act.Failure, type[CodedInvError]] = {
-    "deadline_exceeded": DeadlineExceeded,
-    "unrecoverable": Unrecoverable,
-    "closed": ServerClosed,
-}
-_ENCODE_BATCH = 4  # groups; more would keep results waiting that come meanwhile
+STALL_S = 0.1  # a busy machine's pauses are below; a shorter one needs no excuse
+LONGEST_WAIT_S = 0.25  # between turns: so much of a stall goes unseen if it falls into a wait
 _WORKERS_END_S = 0.5  # after the drain nobody waits for a worker's last task
-
-
-@dataclass(slots=True)
-class _Pending:
-    """A query that a caller waits for."""
-
-    future: Future[Prediction]
-    submitted_at: float
-
-
-@dataclass(slots=True)
-class _Answer:
-    """An embedding on its way through the heads."""
-
-    query: int
-    source: Source
-    embedding: Array
+_ENCODER_ENDS_S = 0.5
+_GIVE_UP_S = 5.0
 
 
 class Engine:
-    """Runs a `Core` in a thread of its own.
+    """The loop of a server; whoever owns it calls `poll` and `step` until `finished`, and then
+    `shut_down`.
 
-    Heads and decoding run in that thread, one batch for all results that arrived together; so does
-    the encoder, after the answers that are there have been given.
+    Heads, decoding and fallback run in the loop, one batch for all answers of a turn.
 
     Args:
-        scheme: plan and numerics.
-        heads: embeddings (B, *embedding) -> outputs (B, outputs) per task.
-        embedding_shape: what a worker must return.
+        served: version 0 of the model.
         policy: see `Policy`.
         pool: the workers; the engine owns it from now on.
         workers: how many.
+        on_correction: called, in the callback thread, with the exact answer to a query that had
+            another one before.
+
+    Attributes:
+        settled: set once every worker was ready or dead, or the engine has failed.
+        ended: set once the workers are gone.
+        failure: the bug that ended it, if any.
     """
 
     def __init__(
         self,
-        scheme: Scheme,
-        heads: Heads,
-        embedding_shape: tuple[int, ...],
+        served: Served,
         policy: Policy,
         pool: Pool,
         workers: int,
+        on_correction: Corrected | None = None,
     ) -> None:
-        self._scheme = scheme
-        self._heads = heads
-        self._embedding_shape = embedding_shape
-        self._policy = policy
         self._pool = pool
-        self._core = Core(scheme.plan, policy, workers)
-        self._metrics = Metrics(policy.corruption_residual)
-        self._state_lock = threading.Lock()  # core, metrics: the loop's turn, or a reader
-        self._admission = threading.Lock()  # the three below
-        self._inbox: deque[ev.Submitted | ev.CloseRequested] = deque()
-        self._pending: dict[int, _Pending] = {}
-        self._closed: str | None = None  # why no query is taken
-        self._next_query = 0
-        self._settled_workers: set[int] = set()  # ready, or dead, at least once
-        self.settled = threading.Event()  # all of them are, or the engine failed
-        self.failure: BaseException | None = None
+        self._workers = workers
+        self._callbacks = CallbackThread()
+        self.admission = Admission(policy.max_queue, pool.wake, self._callbacks)
+        self._core = Core(
+            served.scheme.plan, policy, workers, has_fallback=served.fallback is not None
+        )
+        self._reloads = Reloads(served)
+        self._served = self._reloads.served
+        self._groups = CodingGroups(self._served, keep=policy.verify)
+        self._encoder = EncoderThread(self.admission.post)
+        self._metrics = Metrics(workers)
+        self._answers = Answers(
+            self._served, self.admission, self._metrics, self._callbacks, on_correction
+        )
+        self._versions: dict[int, int] = {}  # by worker
+        self._not_settled = set(range(workers))
+        self._replies: deque[ev.Event] = deque()  # answers to actions
+        self._asks: list[Ask] = []
         self._timer_at: float | None = None
-        self._decoders: dict[int, Decoder] = {}
-        self._free_decoders: list[Decoder] = []
-        self._answers: list[_Answer] = []
-        self._failures: list[tuple[int, CodedInvError]] = []
-        self._encodes: deque[act.Encode] = deque()
-        self._drained = False
+        self._seen = 0.0  # when the last turn began
+        self._waited = 0.0  # what the wait after it may have taken
+        self._opened = self._drained = False
+        self._shut = threading.Lock()
+        self.settled = threading.Event()
+        self.ended = threading.Event()
+        self.failure: BaseException | None = None
         self._do: dict[type, Callable[[Any], None]] = {
-            act.Restart: lambda a: self._pool.start(a.worker, a.generation),
+            act.Restart: self._restart,
             act.Kill: self._kill,
-            act.Dispatch: lambda a: self._pool.send(
-                a.worker, a.generation, a.task, a.model, a.payload
-            ),
-            act.Encode: self._encodes.append,
-            act.Absorb: self._absorb,
+            act.Dispatch: self._dispatch,
+            act.Cancel: lambda a: self._pool.cancel(a.worker, a.generation, a.task),
+            act.Encode: self._encode,
+            act.Absorb: lambda a: self._groups.absorb(a.group, a.version, a.slot, a.result),
             act.Resolve: self._resolve,
-            act.Fail: self._fail,
-            act.Reject: self._reject,
+            act.Correct: self._answers.correct,
+            act.Fail: self._answers.fail,
+            act.Reject: self._answers.reject,
             act.Inspect: self._inspect,
-            act.Retire: self._retire,
+            act.Compare: self._compare,
+            act.Retire: lambda a: self._groups.retire(a.group),
+            act.Reloaded: lambda a: self._reloads.done(a.version),
+            act.ReloadFailed: lambda a: self._reloads.failed(a.version, a.reason),
             act.SetTimer: self._set_timer,
             act.Drained: self._set_drained,
         }
-        self._thread = threading.Thread(target=self._run, name="codedinv-engine", daemon=True)
-        self._thread.start()
+
+    @property
+    def finished(self) -> bool:
+        """Is there nothing left to do but `shut_down`?"""
+        return self._drained or self.failure is not None
 
     # ---- for any thread
 
-    def submit(self, query: Array, deadline_s: float | None) -> Future[Prediction]:
-        """Accepts a query, which nobody may change any more.
-
-        Raises:
-            Overloaded: `Policy.max_queue` queries are accepted and not ended.
-            ServerClosed: closed, closing, or failed.
-        """
-        future: Future[Prediction] = Future()
-        future.set_running_or_notify_cancel()  # what is sent to a worker cannot be called back
-        now = time.monotonic()
-        deadline = now + deadline_s if deadline_s is not None else None
-        with self._admission:
-            if self._closed is not None:
-                raise ServerClosed(self._closed) from self.failure
-            if len(self._pending) >= self._policy.max_queue:
-                self._metrics.overloaded += 1
-                raise Overloaded(
-                    f"{len(self._pending)} queries are waiting for their answers, which is "
-                    f"Policy.max_queue; try again later"
-                )
-            query_id = self._next_query
-            self._next_query += 1
-            self._pending[query_id] = _Pending(future, now)
-            self._inbox.append(ev.Submitted(now, query_id, query, deadline))
+    def wake(self) -> None:
+        """Ends the `poll` in progress, or else the next one, at once."""
         self._pool.wake()
-        return future
 
-    def stats(self) -> Stats:
-        """A consistent picture of now."""
-        with self._state_lock:
-            return self._metrics.stats(self._core)
+    def fileno(self) -> int:
+        """Readable when there is reason for a `step`."""
+        return self._pool.fileno()
 
-    def close(self, reason: str, drain_s: float) -> None:
-        """Takes no more queries, lets those there end within `drain_s`, ends the workers."""
-        with self._admission:
-            if self._closed is None:
-                self._closed = reason
-                self._inbox.append(ev.CloseRequested(time.monotonic(), drain_s))
-        self._pool.wake()
-        if threading.current_thread() is not self._thread:  # a callback of a future may close
-            self._thread.join()
+    # ---- for whoever owns the loop
 
-    # ---- the loop
-
-    def _run(self) -> None:
+    def poll(self, timeout_s: float) -> list[Message]:
+        """What workers say within so many seconds, for `step`."""
         try:
-            self._handle(ev.Opened(time.monotonic()))
-            while not self._drained:
-                self._turn()
-            self._pool.close(_WORKERS_END_S)
-        except BaseException as error:
-            self._break_down(error)
-        finally:
-            self.settled.set()
+            return self._pool.poll(timeout_s)
+        except Exception as error:
+            self.break_down(error)
+            return []
 
-    def _turn(self) -> None:
-        """Waits for something to happen, and does all that follows from it."""
-        timeout = None
-        if self._encodes:
-            timeout = 0.0
-        elif self._timer_at is not None:
-            timeout = max(0.0, self._timer_at - time.monotonic())
-        messages = self._pool.poll(timeout)
-        with self._state_lock:
-            now = time.monotonic()
-            for message in messages:
+    def step(self, messages: list[Message], now: float) -> float:
+        """One turn: does all that follows from what came, and returns when to call again if
+        nothing comes before."""
+        try:
+            self._turn(messages, now)
+        except BaseException as error:
+            self.break_down(error)
+            if not isinstance(error, CALLERS_ERRORS):
+                raise
+        done = time.monotonic()
+        again = done + LONGEST_WAIT_S
+        if self._timer_at is not None and self._timer_at < again:
+            again = self._timer_at
+        self._seen, self._waited = now, max(0.0, again - done)
+        return again
+
+    def break_down(self, error: BaseException) -> None:
+        """A bug: nobody is left waiting, and everybody is told."""
+        if self.failure is None:
+            self.failure = error
+        self.admission.fail(self.failure)
+        self.settled.set()
+
+    def shut_down(self) -> None:
+        """Ends the workers, after the last turn."""
+        if not self._shut.acquire(blocking=False):
+            return
+        self._encoder.close(_ENCODER_ENDS_S)
+        try:
+            self._pool.close(_WORKERS_END_S)
+        except Exception:
+            _log.exception("the workers could not be closed")
+        last = self._metrics.snapshot(self._core, self.admission.overloaded, has_ended=True)
+        left = self.admission.end(last)
+        self._reloads.close([item for item in left if isinstance(item, Reload)])
+        self._asks += [item for item in left if isinstance(item, Ask)]
+        for ask in self._asks:
+            ask.snapshot.set_result(last)
+        self._callbacks.relieve(0.0)  # nobody will look after them from now on
+        self.settled.set()
+        self.ended.set()
+
+    def give_up(self, reason: str) -> None:
+        """Ends everything from outside of a loop that hangs, in a callers' function."""
+        self.break_down(CodedInvError(reason))
+        threading.Thread(target=self.shut_down, name="codedinv-end", daemon=True).start()
+        self.ended.wait(_GIVE_UP_S)
+
+    def snapshot(self) -> Snapshot:
+        """How the server is."""
+        return self._metrics.snapshot(self._core, self.admission.overloaded)
+
+    # ---- a turn
+
+    def _turn(self, messages: list[Message], now: float) -> None:
+        if not self._opened:
+            self._opened = True
+            self._handle(ev.Opened(now))
+        elif now - self._seen - self._waited > STALL_S:
+            self._handle(ev.Stalled(now, now - self._seen - self._waited))
+        for message in messages:
+            self._handle(self._event(message, now))
+        for item in self.admission.next():
+            self._take(item, now)
+        if self._timer_at is not None and self._timer_at <= now:
+            # What lies in the sockets comes first: it may be what the alarm is about.
+            for message in self._pool.poll(0.0):
                 self._handle(self._event(message, now))
-            with self._admission:
-                submitted, self._inbox = self._inbox, deque()
-            for event in submitted:
-                self._handle(event._replace(time=now))
-            if self._timer_at is not None and self._timer_at <= now:
-                self._timer_at = None
-                self._handle(ev.Timer(now))
-        self._finish()
-        if self._encodes:
-            with self._state_lock:
-                self._encode([self._encodes.popleft() for _ in range(self._encode_batch())])
-            self._finish()
+            self._timer_at = None
+            self._handle(ev.Timer(now))
+        self._answers.give()
+        for version in self._reloads.forget():
+            self._pool.forget(version)
+            self._groups.forget(version)
+        if self._asks:
+            asks, self._asks = self._asks, []
+            snapshot = self.snapshot()
+            for ask in asks:
+                ask.snapshot.set_result(snapshot)
+        self._callbacks.relieve()
+
+    def _take(self, item: Any, now: float) -> None:
+        if isinstance(item, ev.Submitted):
+            self._handle(item)
+        elif isinstance(item, Ask):
+            self._asks.append(item)
+        elif isinstance(item, Reload):
+            self._reload(item, now)
+        else:
+            if isinstance(item, ev.EncodeFailed):
+                self._metrics.last_error = f"encoder: {item.reason}"
+            self._handle(item)
 
     def _handle(self, event: ev.Event) -> None:
         for action in self._core.handle(event):
             self._do[type(action)](action)
+        while self._replies:
+            self._handle(self._replies.popleft())
 
     def _event(self, message: Message, now: float) -> ev.Event:
         match message:
             case Result(worker, generation, task, embedding):
-                flaw = self._flaw(embedding)
+                flaw = self._flaw(worker, embedding)
                 if flaw:
                     return self._event(TaskError(worker, generation, task, flaw), now)
                 return ev.ResultArrived(now, worker, generation, task, embedding)
-            case Dropped(worker, generation, task):
-                return ev.TaskFailed(now, worker, generation, task, "cancelled")
             case TaskError(worker, generation, task, reason):
                 self._metrics.last_error = f"worker {worker}: {reason}"
                 return ev.TaskFailed(now, worker, generation, task, reason)
+            case Dropped(worker, generation, task):
+                return ev.TaskDropped(now, worker, generation, task)
             case Ready(worker, generation):
-                self._worker_settled(worker)
+                self._settle(worker)
                 return ev.WorkerReady(now, worker, generation)
             case Died(worker, generation, reason):
                 self._metrics.last_error = f"worker {worker} died: {reason}"
-                self._worker_settled(worker)
+                self._settle(worker)
                 return ev.WorkerDied(now, worker, generation, reason)
 
-    def _flaw(self, embedding: Array) -> str:
+    def _flaw(self, worker: int, embedding: Any) -> str:
         """Why a result cannot be used; empty: it can."""
-        if embedding.shape != self._embedding_shape:
-            return f"expected an embedding {self._embedding_shape}, got {embedding.shape}"
+        expected = self._served[self._versions[worker]].embedding_shape
+        if not isinstance(embedding, np.ndarray) or embedding.shape != expected:
+            got = getattr(embedding, "shape", type(embedding).__name__)
+            return f"expected an embedding {expected}, got {got}"
         return "" if np.isfinite(embedding).all() else "the embedding has NaN or infinite values"
 
-    def _worker_settled(self, worker: int) -> None:
-        self._settled_workers.add(worker)
-        if len(self._settled_workers) == len(self._core.fleet.workers):
+    def _settle(self, worker: int) -> None:
+        self._not_settled.discard(worker)
+        if not self._not_settled:
             self.settled.set()
+
+    def _reload(self, reload: Reload, now: float) -> None:
+        try:
+            self._pool.provide(reload.version, reload.models)
+        except Exception as error:
+            reload.reloaded.set_exception(error)
+            return
+        self._reloads.begin(reload)
+        self._handle(ev.ReloadRequested(now, reload.version, reload.served.scheme.plan))
 
     # ---- actions
 
+    def _restart(self, action: act.Restart) -> None:
+        self._versions[action.worker] = action.version
+        try:
+            self._pool.start(action.worker, action.generation, action.version)
+        except Exception as error:
+            self._lost(action.worker, action.generation, error)
+
     def _kill(self, action: act.Kill) -> None:
         self._metrics.last_error = f"worker {action.worker} was killed: {action.reason}"
-        self._worker_settled(action.worker)
+        self._settle(action.worker)
         self._pool.retire(action.worker, action.generation)
 
-    def _absorb(self, action: act.Absorb) -> None:
-        self._decoder(action.group).push(action.slot, action.result)
+    def _dispatch(self, action: act.Dispatch) -> None:
+        worker, generation, task, model, payload = action
+        try:
+            self._pool.send(worker, generation, task, model, payload)
+        except Exception as error:
+            self._pool.retire(worker, generation)
+            self._lost(worker, generation, error)
+
+    def _lost(self, worker: int, generation: int, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        self._replies.append(self._event(Died(worker, generation, reason), time.monotonic()))
+
+    def _encode(self, action: act.Encode) -> None:
+        members = self._groups.fill(action.group, action.version, action.members)
+        self._encoder.encode(action.group, self._served[action.version].scheme, members)
 
     def _resolve(self, action: act.Resolve) -> None:
-        embedding = action.result
-        if embedding is None:
-            embedding = np.asarray(self._decoder(action.group).recover()[action.slot], np.float32)
-        self._answers.append(_Answer(action.query, action.source, embedding))
-
-    def _fail(self, action: act.Fail) -> None:
-        self._failures.append((action.query, _ERRORS[action.failure](action.reason)))
-
-    def _reject(self, action: act.Reject) -> None:
-        """`submit` refuses first; this is for a query that was let in just before the close."""
-        error = Overloaded if action.refusal == "overloaded" else ServerClosed
-        self._failures.append((action.query, error(f"refused: {action.refusal}")))
+        pending = self.admission.waits(action.query)
+        if pending is None:
+            return  # cancelled a moment ago
+        material = action.result
+        if action.source == "fallback":
+            material = pending.query
+        elif material is None:
+            try:
+                material = self._groups.recover(action.group, action.version, action.slot)
+            except CALLERS_ERRORS as error:
+                self._answers.unmade(action.query, action.source, error)
+                return
+        self._answers.add(Answer(action.query, action.source, action.version, material))
 
     def _inspect(self, action: act.Inspect) -> None:
-        self._metrics.inspected(float(np.max(self._decoder(action.group).residual())))
+        alarm, slot = False, None
+        if action.full and self._groups.can_check(action.version):
+            self._metrics.groups_checked += 1
+            try:
+                alarm, slot = self._groups.check(action.group, action.version)
+            except CALLERS_ERRORS as error:
+                self._metrics.last_error = f"consistency check: {type(error).__name__}: {error}"
+        self._replies.append(ev.Inspected(time.monotonic(), action.group, alarm, slot))
 
-    def _retire(self, action: act.Retire) -> None:
-        decoder = self._decoders.pop(action.group, None)
-        if decoder is not None:
-            decoder.reset()
-            self._free_decoders.append(decoder)
+    def _compare(self, action: act.Compare) -> None:
+        group, version, slot, run, result = action
+        agrees = tuple(self._groups.compare(group, version, slot, run, result))
+        self._replies.append(ev.Compared(time.monotonic(), group, slot, run, agrees))
 
     def _set_timer(self, action: act.SetTimer) -> None:
         self._timer_at = action.at
 
     def _set_drained(self, action: act.Drained) -> None:
         self._drained = True
-
-    def _decoder(self, group: int) -> Decoder:
-        if group not in self._decoders:
-            new = self._free_decoders.pop() if self._free_decoders else self._scheme.decoder()
-            self._decoders[group] = new
-        return self._decoders[group]
-
-    def _encode_batch(self) -> int:
-        return min(len(self._encodes), _ENCODE_BATCH)
-
-    def _encode(self, groups: list[act.Encode]) -> None:
-        """Makes the parity queries of some groups in one call of the encoder."""
-        parities = self._scheme.encode(np.stack([self._members(group) for group in groups]))
-        parities = np.ascontiguousarray(parities, np.float32)
-        for group, rows in zip(groups, parities, strict=True):
-            self._handle(ev.Encoded(time.monotonic(), group.group, tuple(rows)))
-
-    def _members(self, action: act.Encode) -> Array:
-        """The group's k queries; where one is missing an anchor, whose embedding is decoded."""
-        anchors = self._scheme.anchors
-        queries: list[Array] = []
-        used = 0
-        for slot, member in enumerate(action.members):
-            if member is not None:
-                queries.append(member)
-                continue
-            if anchors is None:
-                raise CodedInvError(f"scheme {self._scheme.name!r} has no anchors")
-            embedding = np.ascontiguousarray(anchors.embeddings[used], np.float32)
-            self._decoder(action.group).push(slot, embedding)
-            queries.append(np.asarray(anchors.queries[used], np.float32))
-            used += 1
-        return np.stack(queries)
-
-    # ---- answers
-
-    def _finish(self) -> None:
-        """Gives the answers that are there. Futures end outside of the locks, for their callbacks
-        may ask the server for anything."""
-        ends: list[tuple[Future[Prediction], Prediction | CodedInvError]] = []
-        with self._state_lock:
-            answers, self._answers = self._answers, []
-            failures, self._failures = self._failures, []
-            outputs = self._heads(np.stack([a.embedding for a in answers])) if answers else {}
-            now = time.monotonic()
-            for i, answer in enumerate(answers):
-                pending = self._pop(answer.query)
-                latency = now - pending.submitted_at
-                self._metrics.answered(answer.source, latency)
-                own = {task: rows[i].copy() for task, rows in outputs.items()}
-                ends.append((pending.future, Prediction(own, answer.source, latency)))
-            for query, error in failures:
-                ends.append((self._pop(query).future, error))
-        for future, end in ends:
-            if isinstance(end, Prediction):
-                future.set_result(end)
-            else:
-                future.set_exception(end)
-
-    def _pop(self, query: int) -> _Pending:
-        with self._admission:
-            return self._pending.pop(query)
-
-    def _break_down(self, error: BaseException) -> None:
-        """A bug, or a scheme that raises: nobody is left waiting, and everybody is told."""
-        self.failure = error
-        with self._admission:
-            self._closed = f"the server failed: {type(error).__name__}: {error}"
-            pending, self._pending = list(self._pending.values()), {}
-        for query in pending:
-            failed = CodedInvError(self._closed)
-            failed.__cause__ = error
-            query.future.set_exception(failed)
-        self._pool.close(_WORKERS_END_S)

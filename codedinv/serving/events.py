@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from codedinv.schemes.scheme import Plan
+
 
 class Opened(NamedTuple):
     """The server starts; the first of all events."""
@@ -15,12 +17,26 @@ class Opened(NamedTuple):
 
 
 class Submitted(NamedTuple):
-    """A caller's query. `deadline` is a time, not a duration; None: it has none."""
+    """A caller's query.
+
+    `deadline` is a time, not a duration; None: it has none. `bucket`: queries of one are grouped
+    with each other, as long as enough come. `doubt`: how unsure the light model is of it; guided
+    copies go to the most doubtful.
+    """
 
     time: float
     query: int
     payload: Any
     deadline: float | None
+    bucket: int = 0
+    doubt: float = 0.0
+
+
+class Cancelled(NamedTuple):
+    """The caller of a query no longer wants its answer."""
+
+    time: float
+    query: int
 
 
 class Encoded(NamedTuple):
@@ -29,6 +45,14 @@ class Encoded(NamedTuple):
     time: float
     group: int
     parities: tuple[Any, ...]
+
+
+class EncodeFailed(NamedTuple):
+    """The other answer to `Encode`: there are no parities."""
+
+    time: float
+    group: int
+    reason: str
 
 
 class ResultArrived(NamedTuple):
@@ -51,6 +75,15 @@ class TaskFailed(NamedTuple):
     reason: str
 
 
+class TaskDropped(NamedTuple):
+    """The answer to `Cancel` where the worker had not begun the task."""
+
+    time: float
+    worker: int
+    generation: int
+    task: int
+
+
 class WorkerDied(NamedTuple):
     """A worker process ended, or could not be started."""
 
@@ -66,6 +99,44 @@ class WorkerReady(NamedTuple):
     time: float
     worker: int
     generation: int
+
+
+class Inspected(NamedTuple):
+    """The answer to `Inspect`. `alarm`: the results contradict each other, and `slot` is the one
+    that is wrong, where the code can tell; else None."""
+
+    time: float
+    group: int
+    alarm: bool
+    slot: int | None
+
+
+class Compared(NamedTuple):
+    """The answer to `Compare`: the earlier runs of this slot that agree with it; 0 is the first."""
+
+    time: float
+    group: int
+    slot: int
+    run: int
+    agrees: tuple[int, ...]
+
+
+class ReloadRequested(NamedTuple):
+    """From now on `version` is to be served, one version at a time."""
+
+    time: float
+    version: int
+    plan: Plan
+
+
+class Stalled(NamedTuple):
+    """Whoever runs the core was away (stopped, starved, suspended) for so many seconds.
+
+    Told before what is found at the return. Workers are not blamed for that time.
+    """
+
+    time: float
+    seconds: float
 
 
 class Timer(NamedTuple):
@@ -84,11 +155,18 @@ class CloseRequested(NamedTuple):
 Event = (
     Opened
     | Submitted
+    | Cancelled
     | Encoded
+    | EncodeFailed
     | ResultArrived
     | TaskFailed
+    | TaskDropped
     | WorkerDied
     | WorkerReady
+    | Inspected
+    | Compared
+    | ReloadRequested
+    | Stalled
     | Timer
     | CloseRequested
 )

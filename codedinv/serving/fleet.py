@@ -9,72 +9,184 @@ from typing import Literal
 from codedinv.serving.groups import Task
 from codedinv.serving.timers import Alarm
 
-WorkerState = Literal["starting", "ready", "dead"]
+WorkerState = Literal["vacant", "starting", "ready", "dead"]
+Room = OrderedDict[int, "Worker"]
 
 
 class Worker:
     """One worker. A restart makes a new generation; what an older one says is not heard."""
 
-    __slots__ = ("alarm", "deaths", "generation", "index", "outstanding", "progress_at", "state")
+    __slots__ = (
+        "alarm",
+        "deaths",
+        "failures",
+        "generation",
+        "index",
+        "lag",
+        "leaving",
+        "lies",
+        "outstanding",
+        "pace",
+        "pace_alarm",
+        "probation",
+        "progress_at",
+        "room",
+        "slow",
+        "state",
+        "version",
+    )
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.generation = 0
-        self.state: WorkerState = "dead"
+        self.version = 0
+        self.state: WorkerState = "vacant"
         self.outstanding: dict[int, Task] = {}
-        self.progress_at = 0.0  # when it last began or finished a task
+        self.progress_at = 0.0  # when it last began or finished a task, in attended time
         self.deaths = 0  # since it last finished a task
+        self.failures = 0  # tasks failed since it last finished one
+        self.lies = 0  # wrong results it was convicted of, over all generations
+        self.probation: Probation | None = None  # in quarantine
+        self.pace: float | None = None  # moving average of its service times
+        self.lag = 0  # how many more of its tasks were slow than were not, lately
+        self.slow = False  # gets queries only where no other worker has room
+        self.pace_alarm: Alarm | None = None  # while slow: when it is tried again
+        self.leaving = False  # gets no more tasks, to be replaced
         self.alarm: Alarm | None = None  # starting: too slow; ready: hangs; dead: restart
+        self.room: Room | None = None  # where `Fleet` keeps it while it may be picked
+
+    @property
+    def takes_tasks(self) -> bool:
+        """May callers' queries go to it?"""
+        return self.state == "ready" and self.probation is None and not self.leaving
+
+
+class Probation:
+    """A worker's time in quarantine: it must answer probes before it gets queries again."""
+
+    __slots__ = ("alarm", "failed", "interval", "passed")
+
+    def __init__(self, interval: float) -> None:
+        self.interval = interval
+        self.passed = 0  # probes in a row
+        self.failed = 0  # since it was last started
+        self.alarm: Alarm | None = None
 
 
 class Fleet:
     """All workers, and those with room sorted by load, so that a pick costs the same for 10,000.
 
     Within a load the longest unused comes first, which spreads a group over workers by itself.
+    Slow workers come after all others.
+
+    Args:
+        workers: how many; one more index, `spare`, is vacant except while workers are replaced.
+        in_flight: tasks a worker holds at most.
     """
 
     def __init__(self, workers: int, in_flight: int) -> None:
-        self.workers = [Worker(i) for i in range(workers)]
-        self.alive = 0
-        self._room: list[OrderedDict[int, Worker]] = [OrderedDict() for _ in range(in_flight)]
+        self.workers = [Worker(i) for i in range(workers + 1)]
+        self.size = workers
+        self._in_flight = in_flight
+        self._rooms: dict[int, list[Room]] = {}
+        self._takers: dict[int, int] = {}
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(self.workers)
 
+    @property
+    def spare(self) -> Worker:
+        """The worker beyond the first `size`."""
+        return self.workers[-1]
+
+    def takers(self, version: int) -> int:
+        """How many workers of that version take queries."""
+        return self._takers.get(version, 0)
+
+    def versions(self) -> list[int]:
+        """Versions that have workers which take queries."""
+        return [version for version, takers in self._takers.items() if takers]
+
+    def load(self, version: int) -> int:
+        """Tasks at the workers of that version which take queries."""
+        return sum(
+            len(w.outstanding) for w in self.workers if w.version == version and w.takes_tasks
+        )
+
     def current(self, worker: int, generation: int) -> Worker | None:
-        """The worker, if that is its generation and it is not dead."""
+        """The worker, if that is its generation and it is alive."""
         w = self.workers[worker]
-        return w if w.generation == generation and w.state != "dead" else None
+        return w if w.generation == generation and w.state in ("starting", "ready") else None
 
-    def has_room(self) -> bool:
-        """Can any worker take a task?"""
-        return any(self._room)
+    def has_room(self, version: int) -> bool:
+        """Can any worker of that version take a task?"""
+        return any(self._rooms.get(version, ()))
 
-    def pick(self, avoid: Collection[int], strict: bool) -> Worker | None:
-        """The least loaded worker with room, outside `avoid` if there is one.
+    def pick(
+        self,
+        version: int,
+        avoid: Collection[int],
+        never: Collection[int] = (),
+        slow: bool = True,
+    ) -> Worker | None:
+        """The least loaded worker with room; slow ones after all others.
 
         Args:
-            avoid: workers that hold a slot of the task's group; a handful.
-            strict: None rather than one of `avoid`.
+            version: of the model it runs.
+            avoid: workers taken only if there is no other; a handful.
+            never: workers not taken at all; a handful.
+            slow: may a slow worker be taken?
         """
         second_best = None
-        for level in self._room:
-            for index, worker in level.items():
+        rooms = self._rooms.get(version, [])
+        for room in rooms if slow else rooms[: self._in_flight]:
+            for index, worker in room.items():
+                if index in never:
+                    continue
                 if index not in avoid:
                     return worker
                 second_best = second_best or worker
-        return None if strict else second_best
+        return second_best
 
-    def starting(self, worker: Worker) -> None:
+    def others(self, version: int, than: Collection[int]) -> bool:
+        """Does any worker of that version outside `than` take queries, with room or without?"""
+        among = sum(
+            1 for i in than if self.workers[i].takes_tasks and self.workers[i].version == version
+        )
+        return self.takers(version) > among
+
+    # ---- changes of a worker's state; each keeps the rooms true
+
+    def starting(self, worker: Worker, version: int) -> None:
         """The worker's next generation is being started."""
         worker.generation += 1
+        worker.version = version
         worker.state = "starting"
+        worker.failures = 0
 
     def ready(self, worker: Worker) -> None:
-        """The worker takes tasks from now on."""
+        """The worker has loaded its models."""
         worker.state = "ready"
-        self.alive += 1
         self._file(worker)
+        self._count(worker, +1)
+
+    def set_probation(self, worker: Worker, probation: Probation | None) -> None:
+        """Puts the worker into quarantine or lets it out."""
+        self._withdraw(worker)
+        worker.probation = probation
+        self._admit(worker)
+
+    def set_slow(self, worker: Worker, slow: bool) -> None:
+        """Puts the worker behind all others, or among them again."""
+        self._unfile(worker)
+        worker.slow = slow
+        self._file(worker)
+
+    def set_leaving(self, worker: Worker, leaving: bool) -> None:
+        """The worker is to end once it has nothing left to do."""
+        self._withdraw(worker)
+        worker.leaving = leaving
+        self._admit(worker)
 
     def assign(self, worker: Worker, task: Task) -> None:
         """The task goes to the worker."""
@@ -84,28 +196,43 @@ class Fleet:
         self._file(worker)
 
     def release(self, worker: Worker, task: Task) -> None:
-        """The worker gave the task back, done or failed."""
+        """The worker gave the task back: done, failed or dropped."""
         self._unfile(worker)
         del worker.outstanding[task.id]
         self._file(worker)
 
-    def died(self, worker: Worker) -> list[Task]:
-        """The worker is dead; returns what it held."""
-        if worker.state == "ready":
-            self.alive -= 1
-            self._unfile(worker)
-        worker.state = "dead"
-        worker.deaths += 1
+    def gone(self, worker: Worker, vacant: bool = False) -> list[Task]:
+        """The worker is dead, or its place `vacant`; returns what it held."""
+        self._withdraw(worker)
+        worker.state = "vacant" if vacant else "dead"
+        worker.leaving = False
         lost = list(worker.outstanding.values())
         worker.outstanding.clear()
         return lost
 
+    def _withdraw(self, worker: Worker) -> None:
+        self._unfile(worker)
+        self._count(worker, -1)
+
+    def _admit(self, worker: Worker) -> None:
+        self._file(worker)
+        self._count(worker, +1)
+
+    def _count(self, worker: Worker, change: int) -> None:
+        if worker.takes_tasks:
+            self._takers[worker.version] = self._takers.get(worker.version, 0) + change
+
     def _file(self, worker: Worker) -> None:
         load = len(worker.outstanding)
-        if load < len(self._room):
-            self._room[load][worker.index] = worker
+        if worker.takes_tasks and load < self._in_flight:
+            rooms = self._rooms.get(worker.version)
+            if rooms is None:
+                rooms = [OrderedDict() for _ in range(2 * self._in_flight)]
+                self._rooms[worker.version] = rooms
+            worker.room = rooms[load + self._in_flight * worker.slow]
+            worker.room[worker.index] = worker
 
     def _unfile(self, worker: Worker) -> None:
-        load = len(worker.outstanding)
-        if load < len(self._room):
-            del self._room[load][worker.index]
+        if worker.room is not None:
+            del worker.room[worker.index]
+            worker.room = None

@@ -3,84 +3,177 @@
 from __future__ import annotations
 
 import enum
-from collections import deque
-from typing import Any
+from typing import Any, Literal, Protocol
 
-from codedinv.schemes.scheme import Plan
+from codedinv.schemes.scheme import Plan, Source
 from codedinv.serving.timers import Alarm
 
 
 class SlotState(enum.Enum):
     """Where a slot of a group stands."""
 
-    FREE = enum.auto()  # no query has joined yet, or a parity that is not asked for (yet)
+    FREE = enum.auto()  # no query has joined yet, or a parity that is not asked for
+    PLANNED = enum.auto()  # a parity that is asked for, and made once no data waits
     ENCODING = enum.auto()  # the parity is being made
-    WAITING = enum.auto()  # its task waits for a worker
-    SENT = enum.auto()  # its task is at a worker
+    WAITING = enum.auto()  # its attempts wait for a worker
+    SENT = enum.auto()  # an attempt is at a worker
     ARRIVED = enum.auto()  # its result is in; an anchor's is from the start
-    LOST = enum.auto()  # its task was lost or given up, and is not to be sent again for now
+    LOST = enum.auto()  # its last attempt was lost or given up, and no other is to follow for now
 
 
-PENDING = (SlotState.ENCODING, SlotState.WAITING, SlotState.SENT)
+PENDING = (SlotState.PLANNED, SlotState.ENCODING, SlotState.WAITING, SlotState.SENT)
+
+Role = Literal["first", "retry", "hedge"]
 
 
 class Query:
     """One accepted query until it ends."""
 
-    __slots__ = ("alarm", "deadline", "done", "group", "id", "last_call", "payload", "slot")
+    __slots__ = (
+        "alarm",
+        "bucket",
+        "deadline",
+        "done",
+        "doubt",
+        "group",
+        "id",
+        "last_call",
+        "payload",
+        "slot",
+        "source",
+    )
 
-    def __init__(self, id: int, payload: Any, deadline: float | None) -> None:
+    def __init__(
+        self,
+        id: int,
+        payload: Any,
+        deadline: float | None,
+        bucket: int = 0,
+        doubt: float = 0.0,
+    ) -> None:
         self.id = id
         self.payload = payload
         self.deadline = deadline
+        self.bucket = bucket
+        self.doubt = doubt
         self.done = False
+        self.source: Source | None = None  # of its answer
         self.last_call = False  # take the best answer there is, from now on
         self.alarm: Alarm | None = None
         self.group: Group
         self.slot: int
 
 
-class Task:
+class _Task:
+    """Something that one worker is to do once."""
+
+    __slots__ = ("id", "lane", "sent_at", "version", "worker")
+
+    def __init__(self, id: int, version: int) -> None:
+        self.id = id
+        self.version = version
+        self.lane: int | None = None  # while it waits for a worker
+        self.worker: int | None = None  # once it was sent
+        self.sent_at = 0.0
+
+
+class Attempt(_Task):
     """One sending of one slot to one worker. A lost one is never revived; its slot gets another."""
 
-    __slots__ = ("cancelled", "group", "id", "slot", "worker")
+    __slots__ = ("alarm", "group", "role", "slot")
 
-    def __init__(self, id: int, group: Group, slot: int) -> None:
-        self.id = id
+    def __init__(self, id: int, group: Group, slot: int, role: Role) -> None:
+        super().__init__(id, group.version)
         self.group = group
         self.slot = slot
-        self.worker: int | None = None
-        self.cancelled = False
+        self.role = role
+        self.alarm: Alarm | None = None  # when it is hedged
+
+
+class Errand(_Task):
+    """A task that no caller waits for: the probe of a worker, or a slot run again to find out who
+    lies. `purpose` is who asked for it and is told how it ends."""
+
+    __slots__ = ("avoid", "model", "payload", "purpose", "run", "slot")
+
+    def __init__(
+        self,
+        id: int,
+        version: int,
+        model: str,
+        payload: Any,
+        purpose: Purpose,
+        avoid: frozenset[int] = frozenset(),
+        slot: int = 0,
+        run: int = 0,
+    ) -> None:
+        super().__init__(id, version)
+        self.model = model
+        self.payload = payload
+        self.purpose = purpose
+        self.avoid = avoid
+        self.slot = slot
+        self.run = run
+
+
+Task = Attempt | Errand
+
+
+class Purpose(Protocol):
+    """Who asks for errands."""
+
+    def errand_done(self, errand: Errand, worker: Any, result: Any) -> None: ...
+    def errand_failed(self, errand: Errand, worker: Any) -> None: ...
+    def errand_lost(self, errand: Errand) -> None: ...
 
 
 class Group:
-    """One coding group: its slots, and the live task of each (at most one per slot)."""
+    """One coding group: its slots, and the live attempts of each."""
 
     __slots__ = (
         "alarm",
+        "answerers",
         "arrived",
+        "attempts",
+        "bucket",
         "closed",
+        "closes_at",
+        "copies",
+        "erred",
         "grace_over",
         "id",
+        "inspected",
         "payloads",
+        "plan",
         "queries",
+        "results",
         "sends",
         "states",
-        "tasks",
         "unanswered",
+        "version",
     )
 
-    def __init__(self, id: int, plan: Plan) -> None:
+    def __init__(self, id: int, plan: Plan, version: int, bucket: int = 0) -> None:
         self.id = id
+        self.plan = plan
+        self.version = version
+        self.bucket = bucket
         self.queries: list[Query] = []
         self.states = [SlotState.FREE] * plan.n
-        self.tasks: list[Task | None] = [None] * plan.n
+        self.attempts: list[list[Attempt]] = [[] for _ in range(plan.n)]
         self.payloads: list[Any] = [None] * plan.n
-        self.sends = [0] * plan.n
+        self.sends = [0] * plan.n  # hedges are not counted
+        self.erred: list[set[int]] = [set() for _ in range(plan.n)]  # workers that failed the slot
+        # Who gave each result: (worker, generation); None for an anchor.
+        self.answerers: list[tuple[int, int] | None] = [None] * plan.n
+        self.results: dict[int, Any] = {}  # while open: what the decoder gets at its close
+        self.copies: dict[int, Query] = {}  # guided: slot -> the query that it carries
         self.arrived = 0
         self.unanswered = 0
         self.closed = False
+        self.closes_at = 0.0
         self.grace_over = False
+        self.inspected = False
         self.alarm: Alarm | None = None  # while open: its wait; once decodable: its grace
 
     def join(self, query: Query) -> None:
@@ -90,55 +183,62 @@ class Group:
         self.queries.append(query)
         self.unanswered += 1
 
+    def take_in(self, other: Group) -> None:
+        """Moves all members of another open group here, with their attempts and results."""
+        for query in other.queries:
+            old, new = query.slot, len(self.queries)
+            query.group, query.slot = self, new
+            self.queries.append(query)
+            self.states[new] = other.states[old]
+            self.attempts[new] = other.attempts[old]
+            for attempt in self.attempts[new]:
+                attempt.group, attempt.slot = self, new
+            self.payloads[new] = other.payloads[old]
+            self.sends[new] = other.sends[old]
+            self.erred[new] = other.erred[old]
+            self.answerers[new] = other.answerers[old]
+            if old in other.results:
+                self.results[new] = other.results[old]
+        self.arrived += other.arrived
+        self.unanswered += other.unanswered
+        self.closes_at = min(self.closes_at, other.closes_at)
+
     def waits_for(self, slot: int) -> bool:
         """Is it a data slot whose query has not ended?"""
         return slot < len(self.queries) and not self.queries[slot].done
 
-    def holders(self) -> list[int]:
+    def is_full(self) -> bool:
+        """Does every data slot hold a query, none an anchor?"""
+        return len(self.queries) == self.plan.k
+
+    def holders(self) -> set[int]:
         """Workers that hold a slot of this group: one they have not answered yet."""
-        return [t.worker for t in self.tasks if t is not None and t.worker is not None]
+        return {a.worker for tried in self.attempts for a in tried if a.worker is not None}
+
+    def lost_queries(self) -> list[int]:
+        """Slots of queries that have not ended and whose own result will not come."""
+        states = self.states
+        return [q.slot for q in self.queries if not q.done and states[q.slot] is SlotState.LOST]
+
+    def pending(self) -> int:
+        """How many slots may still give a result by themselves."""
+        return sum(state in PENDING for state in self.states)
+
+    def is_decodable(self) -> bool:
+        """Are as many results in as it takes?"""
+        return self.arrived >= self.plan.needed
+
+    def parity_can_help(self) -> bool:
+        """Could all that is still under way give a query its answer before its own result?"""
+        possible = self.arrived + self.pending()
+        if possible > self.plan.needed:
+            return self.unanswered > 0
+        return possible == self.plan.needed and bool(self.lost_queries())
 
     def finished(self) -> bool:
         """Is nobody waiting for it, and nothing of it under way?"""
         if not self.closed or self.unanswered:
             return False
-        return not any(state in PENDING for state in self.states)
-
-
-class Backlog:
-    """Tasks that wait for a worker, first come first served. Cancelled ones are swept lazily."""
-
-    def __init__(self) -> None:
-        self._tasks: deque[Task] = deque()
-        self._cancelled = 0
-
-    def __len__(self) -> int:
-        return len(self._tasks) - self._cancelled
-
-    def append(self, task: Task) -> None:
-        """Adds a task at the end."""
-        self._tasks.append(task)
-
-    def prepend(self, task: Task) -> None:
-        """Adds a task that was sent before: its query is older than those waiting."""
-        self._tasks.appendleft(task)
-
-    def cancel(self, task: Task) -> None:
-        """Gives up a task that waits."""
-        task.cancelled = True
-        self._cancelled += 1
-        if self._cancelled > len(self._tasks) // 2 + 64:
-            self._tasks = deque(t for t in self._tasks if not t.cancelled)
-            self._cancelled = 0
-
-    def peek(self, index: int) -> Task | None:
-        """The task at `index`, counted without the cancelled at the front; None: no such."""
-        tasks = self._tasks
-        while tasks and tasks[0].cancelled:
-            tasks.popleft()
-            self._cancelled -= 1
-        return tasks[index] if index < len(tasks) else None
-
-    def remove(self, index: int) -> None:
-        """Takes out the task that `peek(index)` returned."""
-        del self._tasks[index]
+        if any(state in PENDING for state in self.states):
+            return False
+        return not any(self.attempts)  # a hedge's loser may be at a worker still

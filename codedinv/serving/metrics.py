@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from array import array
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from itertools import accumulate
 from typing import Any, get_args
+
+import numpy as np
 
 from codedinv.schemes.scheme import Source
 from codedinv.serving.actions import Failure
 from codedinv.serving.core import Core
+from codedinv.serving.fleet import Worker
 
 _SUB_BUCKETS = 64  # per power of two: a quantile is within 1/128 of its value
 _LEAST_EXPONENT = -20  # of math.frexp: values from 2^-21, half a microsecond,
@@ -27,7 +29,7 @@ class Histogram:
     """
 
     def __init__(self) -> None:
-        self._counts = [0] * (_SUB_BUCKETS * _OCTAVES)
+        self._counts = array("q", bytes(8 * _SUB_BUCKETS * _OCTAVES))
         self.count = 0
         self.max = 0.0
 
@@ -41,12 +43,33 @@ class Histogram:
         self.count += 1
         self.max = max(self.max, value)
 
-    def quantile(self, q: float) -> float:
-        """The smallest recorded value that a share `q` of all does not exceed; NaN when empty."""
+    def copy(self) -> Histogram:
+        """One of its own, for another thread to read."""
+        twin = Histogram.__new__(Histogram)
+        twin._counts, twin.count, twin.max = self._counts[:], self.count, self.max
+        return twin
+
+    @classmethod
+    def sum(cls, histograms: Iterable[Histogram]) -> Histogram:
+        """All values of several histograms."""
+        total = cls()
+        counts = np.frombuffer(total._counts, np.int64)
+        for one in histograms:
+            counts += np.frombuffer(one._counts, np.int64)
+            total.count += one.count
+            total.max = max(total.max, one.max)
+        return total
+
+    def quantiles(self, shares: tuple[float, ...]) -> list[float]:
+        """For each share the smallest recorded value that this share of all does not exceed; NaN
+        when empty."""
         if not self.count:
-            return math.nan
-        rank = max(1, math.ceil(q * self.count))
-        index = bisect_left(list(accumulate(self._counts)), rank)
+            return [math.nan] * len(shares)
+        ranks = [max(1, math.ceil(q * self.count)) for q in shares]
+        totals = np.cumsum(np.frombuffer(self._counts, np.int64))
+        return [self._value(int(index)) for index in np.searchsorted(totals, ranks)]
+
+    def _value(self, index: int) -> float:
         octave, sub = divmod(index, _SUB_BUCKETS)
         middle = (1 + (sub + 0.5) / _SUB_BUCKETS) / 2
         return min(math.ldexp(middle, octave + _LEAST_EXPONENT), self.max)
@@ -65,7 +88,7 @@ class Quantiles:
     @classmethod
     def of(cls, histogram: Histogram) -> Quantiles:
         """Reads the quantiles off a histogram."""
-        p50, p99, p999 = (histogram.quantile(q) for q in (0.5, 0.99, 0.999))
+        p50, p99, p999 = histogram.quantiles((0.5, 0.99, 0.999))
         worst = histogram.max if histogram.count else math.nan
         return cls(histogram.count, p50, p99, p999, worst)
 
@@ -78,26 +101,40 @@ class Stats:
         accepted: queries taken by `submit`.
         queued: accepted, not ended, and still waiting for a worker.
         outstanding: accepted, not ended, and at a worker or waiting to be reconstructed.
-        answered: by source ("exact", "reconstructed", ...).
-        failed: by error: "deadline_exceeded", "unrecoverable", "closed".
+        answered: by source ("exact", "reconstructed", "hedged", "fallback").
+        failed: by error: "deadline_exceeded", "unrecoverable", "closed", "cancelled"; "error": the
+            answer could not be made, for head, decoder or server raised.
         overloaded: queries refused because `Policy.max_queue` was reached; not accepted.
+        hopeless: of those that failed with "deadline_exceeded", given up before they were sent,
+            for no worker could have answered in time.
+        corrections: exact results that came after an answer of another source.
         groups: coding groups closed.
         groups_partial: of these, with anchors in free slots.
         groups_not_encoded: of these, without parities because all their queries were answered.
         parity_queries: parity queries (with scheme "replication": copies) sent to workers.
+        parities_dropped: parity queries that became useless before they were sent.
+        encode_errors: groups whose parities the encoder could not make.
         retries: tasks queued again after a loss.
+        hedges: queries sent to a second worker, for the first took long.
+        hedge_wins: of these, answered by the second.
         late_results: results that came after their query had its answer.
         stale_results: results of a generation that was already given up.
         task_errors: tasks that a worker could not do, or whose result was unusable.
         deaths: workers that died, were killed, or could not be started.
         hangs: of these, killed because they hung.
         restarts: starts of a worker beyond its first.
-        groups_checked: groups whose n results all came, so that they could be compared.
-        suspected_corruption: of these, with a residual above the threshold.
-        workers: state of each worker: "starting", "ready", "busy" or "dead" (to be restarted).
+        quarantines: times that a worker was given no queries, for it erred or lied.
+        stalls: times that the server's own loop was away for 0.1 s or more.
+        reloads: models replaced by `CodedServer.reload`.
+        reloads_failed: models that could not be started, so that the present one went on.
+        groups_checked: groups whose n results were checked against each other (`Policy.verify`).
+        suspected_corruption: of these, with an alarm.
+        audits: groups whose queries were run again, to find who was wrong.
+        corrupt: results found wrong, for other workers agree on another.
+        workers: state of each worker: "starting", "ready", "busy", "quarantined", "vacant" or
+            "dead" (to be restarted).
         latency: quantiles of all answers ("all") and by source.
-        residual_median: median relative residual of the groups checked; NaN if none was.
-        last_error: of the latest worker that died or failed a task; None if none did.
+        last_error: the latest thing that went wrong; None if nothing did.
     """
 
     accepted: int
@@ -106,22 +143,33 @@ class Stats:
     answered: Mapping[str, int]
     failed: Mapping[str, int]
     overloaded: int
+    hopeless: int
+    corrections: int
     groups: int
     groups_partial: int
     groups_not_encoded: int
     parity_queries: int
+    parities_dropped: int
+    encode_errors: int
     retries: int
+    hedges: int
+    hedge_wins: int
     late_results: int
     stale_results: int
     task_errors: int
     deaths: int
     hangs: int
     restarts: int
+    quarantines: int
+    stalls: int
+    reloads: int
+    reloads_failed: int
     groups_checked: int
     suspected_corruption: int
+    audits: int
+    corrupt: int
     workers: tuple[str, ...]
     latency: Mapping[str, Quantiles]
-    residual_median: float
     last_error: str | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,63 +177,110 @@ class Stats:
         return asdict(self) | {"workers": list(self.workers)}
 
 
+# Counted by the core under these names, and passed on as they are.
+_OF_THE_CORE = (
+    *("accepted", "hopeless", "corrections", "groups", "groups_partial", "groups_not_encoded"),
+    *("parity_queries", "parities_dropped", "encode_errors", "retries", "hedges", "hedge_wins"),
+    *("late_results", "stale_results", "task_errors", "deaths", "hangs", "quarantines", "stalls"),
+    *("reloads", "reloads_failed", "suspected_corruption", "audits"),
+)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Copies of everything that changes, made by the loop in microseconds; see `Metrics`."""
+
+    counts: Mapping[str, int]
+    queued: int
+    outstanding: int
+    answered: Mapping[Source, int]
+    failed: Mapping[Failure, int]
+    failed_answers: Mapping[Source, int]
+    lost: int
+    overloaded: int
+    groups_checked: int
+    starts: int
+    workers: tuple[str, ...]
+    latency: Mapping[Source, Histogram]
+    last_error: str | None
+
+    def stats(self) -> Stats:
+        """The same for a reader, in the reader's own time."""
+        errors = sum(self.failed_answers.values()) + self.lost
+        return Stats(
+            **{name: self.counts[name] for name in _OF_THE_CORE},
+            corrupt=self.counts["corrupt_results"],
+            queued=self.queued,
+            outstanding=self.outstanding,
+            answered={s: self.answered[s] - self.failed_answers[s] for s in get_args(Source)},
+            failed={f: self.failed[f] for f in get_args(Failure)} | {"error": errors},
+            overloaded=self.overloaded,
+            restarts=max(0, self.counts["starts"] - self.starts),
+            groups_checked=self.groups_checked,
+            workers=self.workers,
+            latency={
+                "all": Quantiles.of(Histogram.sum(self.latency.values())),
+                **{source: Quantiles.of(h) for source, h in self.latency.items()},
+            },
+            last_error=self.last_error,
+        )
+
+
 class Metrics:
     """What the shell measures; the core counts the rest.
 
     Args:
-        corruption_residual: see `Policy`.
+        workers: how many are started at first.
     """
 
-    _EVERY_GROUPS = 32  # a median of fewer says little, and finding it takes 0.1 ms
-    _TIMES_MEDIAN = 4.0
-
-    def __init__(self, corruption_residual: float | None) -> None:
-        self._is_fixed = corruption_residual is not None
-        self._threshold = corruption_residual if corruption_residual is not None else math.inf
-        self._latency = {"all": Histogram()}
-        self._residuals = Histogram()
-        self.suspected_corruption = 0
-        self.overloaded = 0
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._latency: dict[Source, Histogram] = {}
+        self._failed_answers: Counter[Source] = Counter()
+        self.groups_checked = 0
         self.last_error: str | None = None
 
-    def answered(self, source: str, latency: float) -> None:
+    def answered(self, source: Source, latency: float) -> None:
         """Records an answer's latency in seconds."""
-        self._latency["all"].record(latency)
-        self._latency.setdefault(source, Histogram()).record(latency)
+        of_source = self._latency.get(source)
+        if of_source is None:
+            of_source = self._latency[source] = Histogram()
+        of_source.record(latency)
 
-    def inspected(self, residual: float) -> None:
-        """Records the largest relative residual of a group whose n results all came."""
-        self.suspected_corruption += residual > self._threshold
-        self._residuals.record(residual)
-        if not self._is_fixed and self._residuals.count % self._EVERY_GROUPS == 0:
-            self._threshold = self._TIMES_MEDIAN * self._residuals.quantile(0.5)
+    def failed_answer(self, source: Source) -> None:
+        """An answer that the core decided on could not be made."""
+        self._failed_answers[source] += 1
 
-    def stats(self, core: Core) -> Stats:
-        """Everything, as of now."""
-        counts: Counter[str] = core.counts
-        workers = tuple("busy" if w.outstanding else w.state for w in core.fleet)
-        return Stats(
-            accepted=counts["accepted"],
-            queued=core.queued,
-            outstanding=len(core.queries) - core.queued,
-            answered={source: core.answered[source] for source in get_args(Source)},
-            failed={failure: core.failed[failure] for failure in get_args(Failure)},
-            overloaded=self.overloaded,
-            groups=counts["groups"],
-            groups_partial=counts["groups_partial"],
-            groups_not_encoded=counts["groups_not_encoded"],
-            parity_queries=counts["parity_queries"],
-            retries=counts["retries"],
-            late_results=counts["late_results"],
-            stale_results=counts["stale_results"],
-            task_errors=counts["task_errors"],
-            deaths=counts["deaths"],
-            hangs=counts["hangs"],
-            restarts=max(0, counts["starts"] - len(core.fleet.workers)),
-            groups_checked=self._residuals.count,
-            suspected_corruption=self.suspected_corruption,
-            workers=workers,
-            latency={name: Quantiles.of(h) for name, h in self._latency.items()},
-            residual_median=self._residuals.quantile(0.5),
+    def snapshot(self, core: Core, overloaded: int, has_ended: bool = False) -> Snapshot:
+        """Everything, as of now; for the loop, between its turns.
+
+        Args:
+            core: of the same loop.
+            overloaded: queries refused.
+            has_ended: queries that the core still has were ended by a failure of the server.
+        """
+        states = [_state(worker) for worker in core.fleet]
+        while len(states) > self._workers and states[-1] == "vacant":
+            states.pop()  # the spare, which only a reload uses
+        lost = len(core.queries) if has_ended else 0
+        return Snapshot(
+            counts=core.counts.copy(),
+            queued=0 if has_ended else core.queued,
+            outstanding=0 if has_ended else len(core.queries) - core.queued,
+            answered=core.answered.copy(),
+            failed=core.failed.copy(),
+            failed_answers=self._failed_answers.copy(),
+            lost=lost,
+            overloaded=overloaded,
+            groups_checked=self.groups_checked,
+            starts=self._workers,
+            workers=tuple(states),
+            latency={source: h.copy() for source, h in self._latency.items()},
             last_error=self.last_error,
         )
+
+
+def _state(worker: Worker) -> str:
+    if worker.probation is not None:
+        return "quarantined"
+    return "busy" if worker.outstanding else worker.state

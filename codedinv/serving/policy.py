@@ -32,10 +32,25 @@ class Policy:
             a second's work of ten workers at 100 queries/s each.
         in_flight: tasks a worker holds at once. 1: a straggler delays one task, not those behind
             it; 2 hides the round trip (about 0.1 ms) where the backbone takes less than that.
+        hedge_after: a query whose own task is not done this long after it was sent is sent to a
+            second worker; the first result wins ("hedged" if the second's). Seconds, or "p95": that
+            quantile of this server's own recent service times. None: never.
+        tied: the attempt that lost is cancelled while it waits at its worker (`in_flight` 2 or
+            more).
+        max_extra_load: hedges at most, as a share of the queries sent: a token bucket, so that a
+            slow fleet is not hedged to death. 0.05, the load of hedging at p95 (Dean & Barroso).
         retries: how often a lost task is sent again when the code does not cover it. 2: a query
             that kills its workers takes at most three of them.
         hang_timeout_s: a worker that holds a task this long without finishing any is killed and
-            restarted. 10: well above a slow backbone's time on a busy machine.
+            restarted; time that the front end itself was stopped does not count. None: never. 10:
+            well above a slow backbone's time on a busy machine.
+        quarantine_after: a worker that fails so many tasks in a row gets no queries until it has
+            answered probes (copies of a recent query, nobody waits for them); if those fail too, it
+            is restarted. At most half of the workers are in quarantine for that. 3: a retry and a
+            half of a query.
+        probe_interval_s: between probes of a worker in quarantine, doubled while they fail up to
+            four times that. Also how often a worker much slower than the rest is tried again. 0.5:
+            a repaired worker is back within two seconds.
         start_timeout_s: a worker not ready this long after its start is killed and restarted. 60: a
             large bundle on a cold disk.
         restart_backoff_s: wait before a dead worker is restarted, doubled with each death that no
@@ -44,10 +59,10 @@ class Policy:
         drain_timeout_s: what `close` gives outstanding queries before it ends them with
             `ServerClosed`. 30, like `deadline_s`.
         always_encode: send parities also for groups whose queries are all answered when the group
-            closes. False: nobody waits for them. True: every group can be checked for corruption.
-        corruption_residual: a group whose n results disagree by more than this relative residual
-            counts as `suspected_corruption`. None: 4 times the median of the groups so far (a
-            learned encoder leaves a residual of its own), once there are 32.
+            closes. False: nobody waits for them.
+        verify: check every full group for a wrong result, find the worker that gave it by running
+            the group's queries again elsewhere, and put it in quarantine. Sends every parity, as
+            `always_encode` does.
 
     Raises:
         ValueError: a value out of its range, naming it.
@@ -60,14 +75,19 @@ class Policy:
     deadline_margin_s: float = 0.005
     max_queue: int = 1024
     in_flight: int = 1
+    hedge_after: float | Literal["p95"] | None = None
+    tied: bool = False
+    max_extra_load: float = 0.05
     retries: int = 2
-    hang_timeout_s: float = 10.0
+    hang_timeout_s: float | None = 10.0
+    quarantine_after: int = 3
+    probe_interval_s: float = 0.5
     start_timeout_s: float = 60.0
     restart_backoff_s: float = 0.1
     restart_backoff_max_s: float = 5.0
     drain_timeout_s: float = 30.0
     always_encode: bool = False
-    corruption_residual: float | None = None
+    verify: bool = False
 
     def __post_init__(self) -> None:
         if self.release not in get_args(Release):
@@ -78,17 +98,23 @@ class Policy:
             if f.name.endswith("_s"):
                 zero_is_fine = f.name in ("grace_s", "group_wait_s", "deadline_margin_s")
                 self._check_seconds(f.name, getattr(self, f.name), zero_is_fine)
-        for name, least in (("max_queue", 1), ("in_flight", 1), ("retries", 0)):
+        if self.hedge_after != "p95":
+            self._check_seconds("hedge_after", self.hedge_after, True)
+        counts = (("max_queue", 1), ("in_flight", 1), ("retries", 0), ("quarantine_after", 1))
+        for name, least in counts:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name}: expected an integer of {least} or more, got {value!r}")
-        residual = self.corruption_residual
-        if residual is not None and not residual > 0:
-            raise ValueError(f"corruption_residual: expected more than 0, got {residual!r}")
+        for name in ("tied", "always_encode", "verify"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}: expected a bool, got {getattr(self, name)!r}")
+        share = self.max_extra_load
+        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share <= 1:
+            raise ValueError(f"max_extra_load: expected a share from 0 to 1, got {share!r}")
 
     @staticmethod
     def _check_seconds(name: str, value: float | None, zero_is_fine: bool) -> None:
-        if value is None and name == "deadline_s":
+        if value is None and name in ("deadline_s", "hang_timeout_s", "hedge_after"):
             return
         least = "0 or more" if zero_is_fine else "more than 0"
         expected = f"{name}: expected {least} (finite, seconds), got {value!r}"

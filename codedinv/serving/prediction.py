@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,16 +18,29 @@ class Prediction:
 
     Attributes:
         outputs: float32 (outputs,) per task, in the order of the model's heads.
-        source: "exact": the backbone's own result for this query; "reconstructed": recovered from
-            the rest of its coding group; "hedged", "fallback": as the scheme says.
+        source: "exact": the backbone's own result for this query; "hedged": that of a second
+            worker, the same backbone's; "reconstructed": recovered from the rest of its coding
+            group; "fallback": the front end's own substitute.
         latency: seconds from `submit` to the answer.
+        query_id: the server's number of this query, counting from 0.
     """
 
     outputs: Mapping[str, NDArray[np.float32]]
     source: Source
     latency: float
+    query_id: int
 
     @property
     def degraded(self) -> bool:
-        """True unless the answer is exact."""
-        return self.source != "exact"
+        """True if it is not what the backbone says of this query."""
+        return self.source not in ("exact", "hedged")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers, as for JSON."""
+        return {
+            "outputs": {task: values.tolist() for task, values in self.outputs.items()},
+            "source": self.source,
+            "degraded": self.degraded,
+            "latency": self.latency,
+            "query_id": self.query_id,
+        }

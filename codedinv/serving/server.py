@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import tempfile
-from collections.abc import Iterable, Mapping
-from concurrent.futures import Future, wait
+import os
+import threading
+import warnings
+from collections.abc import Iterable
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-
-from codedinv.errors import CodedInvError, Overloaded
-from codedinv.schemes import Scheme, ServedModel, build_scheme
+from codedinv.errors import CodedInvError, WrongProcess
+from codedinv.schemes import Scheme, ServedModel
 from codedinv.schemes.scheme import Array
+from codedinv.serving import batches
+from codedinv.serving.admission import Reload
+from codedinv.serving.answers import Corrected
+from codedinv.serving.deployments import Backend, Deployment, Deployments, local_pool
 from codedinv.serving.engine import Engine
+from codedinv.serving.futures import PredictionFuture
 from codedinv.serving.metrics import Stats
 from codedinv.serving.policy import Policy
 from codedinv.serving.prediction import Prediction
-from codedinv.workers import BackboneSpec, LocalPool, ProcessPool, ThreadPool
+from codedinv.serving.queries import check_deadline
+from codedinv.serving.runners import Home, in_thread, to_the_end
+from codedinv.serving.versions import Fallback
+from codedinv.workers import Pool
 
-Backend = Literal["process", "thread"]
+_PATIENCE_S = 10.0  # beyond its own limit, for the loop to tell that a worker did not start
 
 
 class CodedServer:
@@ -31,21 +39,31 @@ class CodedServer:
         with CodedServer("fashion-mnist") as server:
             prediction = server.predict(image)
 
+        async with CodedServer("fashion-mnist") as server:  # in the caller's event loop
+            prediction = await server.predict_async(image)
+
     Returns once every worker is ready or has failed to start, and at least one is ready.
 
     Args:
         model: a `CodedModel`, the name of a bundled one, or a bundle's folder.
         workers: how many; None: n, the slots of a coding group. Fewer also work; then a worker's
             death may cost a group more than one result.
-        backend: "process": each worker a process with one thread; "thread": threads of this
-            process, for tests and small uses.
+        backend: "process" (the default): each worker a process with one thread; "thread": threads
+            of this process, for tests and small uses.
         policy: see `Policy`.
         scheme: "invertible", "replication" (two copies), "uncoded", or a `Scheme`.
+        pool: workers of your own in place of a backend, with `workers + 1` indices: the last is
+            the spare that a reload uses. The server closes it.
+        fallback: answers a query that nothing else answered in time, with source "fallback". A
+            function of queries (B, *input) to {task: (B, outputs)}, or an array where there is one
+            task; it runs in the server's loop, so it must be quick. Or constants, a mapping task ->
+            (outputs,). Or "light", the model's own light model. None: that one if there is one.
+        on_correction: called with (query id, `Prediction`) when the exact answer comes after a
+            reconstructed one or a fallback was given; runs where done-callbacks run.
 
     Attributes:
-        pool: the workers; `pool.kill(i)` is SIGKILL, `pool.slow(i, seconds)`, `pool.hang(i)`,
-            `pool.crash(i)`, `pool.fail(i, message)` and `pool.corrupt(i, noise)` break them in
-            other ways.
+        pool: the workers. Local ones can be broken in many ways, for tests and demonstrations:
+            `pool.kill(i)` is SIGKILL; see `codedinv.workers.FaultInjection`.
 
     Raises:
         ValueError: a bad argument.
@@ -56,153 +74,233 @@ class CodedServer:
         self,
         model: ServedModel | str | Path,
         workers: int | None = None,
-        backend: Backend = "process",
+        backend: Backend | None = None,
         policy: Policy | None = None,
         scheme: str | Scheme = "invertible",
+        *,
+        pool: Pool | None = None,
+        fallback: Fallback = None,
+        on_correction: Corrected | None = None,
     ) -> None:
-        self.model = _load(model)
-        self.policy = policy if policy is not None else Policy()
-        self.scheme = build_scheme(scheme, self.model)
-        if workers is None:
-            workers = self.scheme.plan.n
-        if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+        if backend not in (None, "process", "thread"):
+            raise ValueError(f"backend: expected 'process' or 'thread', got {backend!r}")
+        if pool is not None and (backend is not None or workers is None):
+            raise ValueError("pool: expected with `workers`, how many there are, and no `backend`")
+        if workers is not None and (
+            not isinstance(workers, int) or isinstance(workers, bool) or workers < 1
+        ):
             raise ValueError(f"workers: expected an integer of 1 or more, got {workers!r}")
-        self._input_shape = tuple(self.model.input_shape)
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        self.pool = self._build_pool(backend, workers)
-        shape = tuple(self.model.embedding_shape)
-        self._engine = Engine(self.scheme, self._heads, shape, self.policy, self.pool, workers)
+        self.policy = policy if policy is not None else Policy()
+        self._owner = os.getpid()
+        self._deployments = Deployments(
+            scheme, fallback, backend == "thread", pool is not None, self.policy.start_timeout_s
+        )
+        self._scheme_is_fixed = isinstance(scheme, Scheme)
+        self._reloading = threading.Lock()
+        self._version = 0
+        now = self._deployments.prepare(model)
+        self._deployed = [now]  # one; a list, so that a reload can replace it without the server
+        workers = workers if workers is not None else now.served.scheme.plan.n
         try:
-            self._warm_up()
+            if pool is None:
+                in_flight = self.policy.in_flight
+                pool = local_pool(now.models, backend or "process", workers, in_flight)
+            else:
+                pool.provide(0, now.models)
+            self.pool: Any = pool  # a local one can do more than a `Pool`
+            self._engine = Engine(now.served, self.policy, pool, workers, on_correction)
+        except BaseException:
+            now.remove()
+            raise
+        self._home = Home(self._engine)
+        try:
             self._wait_until_ready()
         except BaseException:  # Ctrl-C too: nothing started here may outlive it
             self.close()
             raise
 
-    def _build_pool(self, backend: Backend, workers: int) -> LocalPool:
-        model = self.model
-        if backend == "thread":
-            return ThreadPool(lambda x: _as_float32(model.embed(x[np.newaxis])[0]), workers)
-        if backend != "process":
-            raise ValueError(f"backend: expected 'process' or 'thread', got {backend!r}")
-        folder = model.folder
-        if folder is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="codedinv-")
-            folder = Path(self._temporary.name) / "bundle"
-            model.save(folder)
-        spec = BackboneSpec.of(folder, self._input_shape, tuple(model.embedding_shape))
-        return ProcessPool(spec, workers, self.policy.in_flight)
-
-    def _warm_up(self) -> None:
-        """Runs head and encoder once, so that the first query does not pay for their loading."""
-        plan = self.scheme.plan
-        self._heads(np.zeros((1, *self.model.embedding_shape), np.float32))
-        if plan.n > plan.k:
-            self.scheme.encode(np.zeros((1, plan.k, *self._input_shape), np.float32))
-
     def _wait_until_ready(self) -> None:
-        self._engine.settled.wait()
+        limit = self.policy.start_timeout_s + _PATIENCE_S
+        if not self._engine.settled.wait(min(limit, threading.TIMEOUT_MAX)):
+            raise CodedInvError(f"the workers did not start within {limit} s")
         if self._engine.failure is not None:
             raise CodedInvError("the server could not start") from self._engine.failure
-        stats = self._engine.stats()
+        stats = self.stats()
         if not any(state in ("ready", "busy") for state in stats.workers):
             raise CodedInvError(f"no worker could be started; {stats.last_error}")
 
+    @property
+    def model(self) -> ServedModel:
+        """The model that is served."""
+        return self._deployed[0].model
+
+    @property
+    def scheme(self) -> Scheme:
+        """The scheme that it is served by."""
+        return self._deployed[0].served.scheme
+
     # ---- queries
 
-    def submit(self, x: Any, deadline: float | None = None) -> Future[Prediction]:
+    def submit(self, x: Any, deadline: float | None = None) -> PredictionFuture:
         """Sends one query.
 
         Args:
-            x: (*input), a numpy array, torch tensor or nested list, in [0, 1]. float32, or float16,
-                which float32 holds exactly. float64 is refused, for rounding is the caller's
-                decision, and so are integers, which are usually pixels not yet scaled. It is
-                copied.
+            x: (*input), a numpy array, torch tensor or nested list, in the range that the model
+                was made for. float32, or float16, which float32 holds exactly. float64 is refused,
+                for rounding is the caller's decision, and so are integers, which are usually
+                pixels not yet scaled. It is copied.
             deadline: seconds from now; None: `Policy.deadline_s`.
 
         Returns:
-            A future that ends exactly once: with a `Prediction`, or with `DeadlineExceeded`,
-            `Unrecoverable` or `ServerClosed`. It cannot be cancelled.
+            A `concurrent.futures.Future` that ends exactly once: with a `Prediction`, or with
+            `DeadlineExceeded`, `Unrecoverable`, `ServerClosed`, or `CodedInvError` if head or
+            decoder raised. Its attribute `query_id` is that of the prediction. It can be cancelled
+            until it ends, which frees its place in the queue. Its callbacks run in a thread of the
+            server's own, whatever they do.
 
         Raises:
-            ValueError: wrong shape or dtype, NaN or infinity, or a deadline that is not positive.
+            ValueError: wrong shape or dtype, NaN, infinity or a value out of the model's range, or
+                a deadline that is not positive.
             Overloaded: `Policy.max_queue` queries are not answered yet.
             ServerClosed: the server is closed.
+            WrongProcess: this is a forked copy of the server's process.
         """
-        if deadline is None:
-            deadline = self.policy.deadline_s
-        elif not (math.isfinite(deadline) and deadline > 0):
-            raise ValueError(f"deadline: expected a positive number of seconds, got {deadline!r}")
-        return self._engine.submit(self._query(x), deadline)
+        if os.getpid() != self._owner:
+            self._check_process()
+        seconds = self.policy.deadline_s if deadline is None else check_deadline(deadline)
+        return self._engine.admission.submit(self._deployed[0].check.one(x), seconds)
 
     def predict(self, x: Any, deadline: float | None = None) -> Prediction | list[Prediction]:
-        """Answers one query (*input), or a batch (B, *input) as a list in its order.
-
-        A batch may be larger than the server's queue: it is sent as room comes free, and each
-        query's deadline counts from when it is sent.
+        """Answers one query (*input), or a batch (B, *input) as `predict_batch` does.
 
         Raises:
-            As `submit` and its future; of a batch, the first error once all its queries ended.
+            As `submit` and its future; WrongThread: as `predict_batch`.
         """
-        queries, single = self._queries(x)
-        futures: list[Future[Prediction]] = []
-        oldest = 0
-        for query in queries:
-            while (future := self._try_submit(query, deadline, len(futures) - oldest)) is None:
-                wait([futures[oldest]])
-                oldest += 1
-            futures.append(future)
-        wait(futures)
-        predictions = [future.result() for future in futures]
-        return predictions[0] if single else predictions
+        queries, single = self._deployed[0].check.one_or_batch(x)
+        if not single:
+            return self._predict(queries, deadline)
+        self._home.check_may_wait("predict", "await predict_async(x)")
+        future = self.submit(queries[0], deadline)
+        try:
+            return future.result()
+        except BaseException:  # Ctrl-C: nobody waits any more
+            future.cancel()
+            raise
+
+    def predict_batch(self, xs: Any, deadline: float | None = None) -> list[Prediction]:
+        """Answers a batch (B, *input), in its order.
+
+        It may be larger than the server's queue: it is sent as room comes free, and each query's
+        deadline counts from when it is sent.
+
+        Raises:
+            As `submit` and its future; the first error once all queries have ended.
+            WrongThread: this thread's event loop runs the server, and must not wait.
+        """
+        return self._predict(self._deployed[0].check.batch(xs), deadline)
+
+    def _predict(self, queries: Iterable[Array], deadline: float | None) -> list[Prediction]:
+        self._home.check_may_wait("predict", "await predict_async(x)")
+        submit = partial(self.submit, deadline=deadline)
+        return batches.predict(submit, queries, self._most_at_once)
 
     async def predict_async(
         self, x: Any, deadline: float | None = None
     ) -> Prediction | list[Prediction]:
-        """As `predict`, without blocking the event loop."""
-        queries, single = self._queries(x)
-        futures: list[asyncio.Future[Prediction]] = []
-        oldest = 0
-        for query in queries:
-            while (future := self._try_submit(query, deadline, len(futures) - oldest)) is None:
-                await asyncio.wait([futures[oldest]])
-                oldest += 1
-            futures.append(asyncio.wrap_future(future))
-        if futures:
-            await asyncio.wait(futures)
-        predictions = [future.result() for future in futures]
+        """As `predict`, without blocking the event loop. Cancelling it cancels its queries."""
+        queries, single = self._deployed[0].check.one_or_batch(x)
+        submit = partial(self.submit, deadline=deadline)
+        predictions = await batches.predict_async(submit, queries, self._most_at_once)
         return predictions[0] if single else predictions
 
-    def _try_submit(
-        self, query: Array, deadline: float | None, own: int
-    ) -> Future[Prediction] | None:
-        """None: wait for one of the caller's `own` outstanding queries first.
+    @property
+    def _most_at_once(self) -> int:
+        """A batch takes at most half of the queue, so that it does not shut out everybody else."""
+        return self.policy.max_queue // 2
 
-        A batch takes at most half of the queue, so that it does not shut out everybody else.
+    # ---- another model
+
+    def reload(
+        self,
+        model: ServedModel | str | Path,
+        timeout: float | None = None,
+        scheme: Scheme | None = None,
+    ) -> None:
+        """Replaces the model while queries go on: worker by worker, none lost, and no coding group
+        of two models. Returns when every worker runs the new one.
+
+        Args:
+            model: a `CodedModel`, the name of a bundled one, or a bundle's folder, with the same
+                `input_shape`.
+            timeout: seconds to wait for that; the reload itself goes on. None:
+                `Policy.start_timeout_s` for each worker.
+            scheme: for the new model, if the server was given a `Scheme` and not a name.
+
+        Raises:
+            ValueError: the model does not fit in the present one's place.
+            CodedInvError: the new model could not be started, and the present one goes on; or it
+                takes longer than `timeout`.
+            ServerClosed: the server is closed, or was before the end.
+            WrongThread: as `predict_batch`.
         """
-        if own > self.policy.max_queue // 2:
-            return None
+        self._check_process()
+        self._home.check_may_wait("reload", "await reload_async(model)")
+        if self._scheme_is_fixed and scheme is None:
+            raise ValueError("scheme: expected one for the new model, as this server was given one")
+        if timeout is None:
+            timeout = self.policy.start_timeout_s * (len(self.stats().workers) + 1)
+        deployment = self._deployments.prepare(model, scheme)
+        reloaded: Future[None] = Future()
+        reloaded.add_done_callback(partial(_replace, self._deployed, deployment))
         try:
-            return self.submit(query, deadline)
-        except Overloaded:
-            if not own:
-                raise
-            return None
+            _check_fit(deployment, self._deployed[0])
+            with self._reloading:
+                self._version += 1
+                version = self._version
+                served, models = deployment.served, deployment.models
+                self._engine.admission.reload(Reload(version, served, models, reloaded))
+        except BaseException as error:
+            reloaded.set_exception(error)
+            raise
+        try:
+            reloaded.result(min(timeout, threading.TIMEOUT_MAX))
+        except TimeoutError as error:
+            raise CodedInvError(f"the reload is not done after {timeout} s; it goes on") from error
+
+    async def reload_async(
+        self,
+        model: ServedModel | str | Path,
+        timeout: float | None = None,
+        scheme: Scheme | None = None,
+    ) -> None:
+        """As `reload`, without blocking the event loop."""
+        await in_thread(partial(self.reload, model, timeout, scheme))
 
     # ---- the rest
 
     def stats(self) -> Stats:
-        """Counters, worker states and latency quantiles as of now."""
-        return self._engine.stats()
+        """Counters, worker states and latency quantiles as of now; a snapshot, of one moment."""
+        self._check_process()
+        if self._home.is_here():
+            return self._engine.snapshot().stats()
+        return self._engine.admission.ask().stats()
 
     def close(self) -> None:
         """Takes no more queries, waits for those there, ends the workers; a second call waits too.
 
-        Queries that have not ended after `Policy.drain_timeout_s` end with `ServerClosed`.
+        Queries that have not ended after `Policy.drain_timeout_s` end with `ServerClosed`. In a
+        forked copy of the server's process nothing happens.
+
+        Raises:
+            WrongThread: this thread's event loop runs the server: use `async with`.
         """
-        self._engine.close("the server is closed", self.policy.drain_timeout_s)
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        if os.getpid() != self._owner:
+            return
+        self._home.check_may_wait("close", "async with")
+        drain_s = self.policy.drain_timeout_s
+        self._engine.admission.close("the server is closed", drain_s)
+        self._home.wait_for_end(drain_s)
+        self._deployed[0].remove()
 
     def __enter__(self) -> CodedServer:
         return self
@@ -215,53 +313,49 @@ class CodedServer:
     ) -> None:
         self.close()
 
-    def _heads(self, embeddings: Array) -> Mapping[str, Array]:
-        head, tasks = self.model.head, self.model.heads
-        return {task: _as_float32(head(embeddings, task)) for task in tasks}
+    async def __aenter__(self) -> CodedServer:
+        self._check_process()
+        try:
+            await self._home.move_to_loop()
+        except asyncio.CancelledError:
+            await to_the_end(self.close)
+            raise
+        return self
 
-    def _queries(self, x: Any) -> tuple[Iterable[Array], bool]:
-        """The queries of a batch or of a single one, all checked before the first is sent."""
-        array = _as_array(x)
-        single = array.shape == self._input_shape
-        if not single and array.shape[1:] != self._input_shape:
-            shape = self._input_shape
-            raise ValueError(f"x: expected shape {shape} or (B, *{shape}), got {array.shape}")
-        batch = array[np.newaxis] if single else array
-        _check_finite(batch)
-        return batch, single
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._home.leave_loop()  # which has other things to do than to wait for workers to end
+        await to_the_end(self.close)
 
-    def _query(self, x: Any) -> Array:
-        array = _as_array(x)
-        if array.shape != self._input_shape:
-            raise ValueError(f"x: expected shape {self._input_shape}, got {array.shape}")
-        _check_finite(array)
-        return np.array(array, np.float32, order="C")
+    def __del__(self) -> None:
+        engine = getattr(self, "_engine", None)
+        if engine is None or os.getpid() != self._owner or engine.admission.is_closed:
+            return
+        warnings.warn(f"{self!r} was dropped without close()", ResourceWarning, 2, source=self)
+        engine.admission.close("the server was dropped", self.policy.drain_timeout_s)
 
-
-def _load(model: ServedModel | str | Path) -> ServedModel:
-    if not isinstance(model, str | Path):
-        return model
-    from codedinv.bundle import CodedModel
-
-    return CodedModel.load(model)
-
-
-def _as_float32(x: Any) -> Array:
-    return np.asarray(x, np.float32)
+    def _check_process(self) -> None:
+        if os.getpid() != self._owner:
+            raise WrongProcess(
+                f"this server belongs to process {self._owner}, and this is a forked copy of it "
+                f"(process {os.getpid()}); make a server in each process"
+            )
 
 
-def _as_array(x: Any) -> np.ndarray[Any, Any]:
-    """The argument as a floating array that float32 holds exactly."""
-    if isinstance(x, list | tuple):
-        x = np.asarray(x, np.float32)  # Python's numbers are not meant as float64
-    if hasattr(x, "detach"):  # a torch tensor; torch itself need not be imported
-        x = x.detach().cpu()
-    array = np.asarray(x)
-    if array.dtype not in (np.float32, np.float16):
-        raise ValueError(f"x: expected dtype float32 or float16, got {array.dtype}")
-    return array
+def _replace(deployed: list[Deployment], deployment: Deployment, reloaded: Future[None]) -> None:
+    """A reload has ended: the new model takes the place of the old one, or goes."""
+    if reloaded.exception() is None:
+        deployed[0], deployment = deployment, deployed[0]
+    deployment.remove()
 
 
-def _check_finite(array: np.ndarray[Any, Any]) -> None:
-    if not np.isfinite(array).all():
-        raise ValueError("x: expected finite values, got NaN or infinity")
+def _check_fit(new: Deployment, present: Deployment) -> None:
+    shape, expected = new.check.input_shape, present.check.input_shape
+    if shape != expected:
+        raise ValueError(f"model: expected input_shape {expected}, got {shape}")
+    if present.served.fallback is not None and new.served.fallback is None:
+        raise ValueError("model: expected one with a light model, which is the server's fallback")

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from codedinv.schemes import Plan
 from codedinv.serving import actions as act
 from codedinv.serving import events as ev
-from codedinv.serving.core import Core
-from codedinv.serving.groups import PENDING, SlotState
+from codedinv.serving.core import LOOKAHEAD, Core
+from codedinv.serving.fleet import Worker
+from codedinv.serving.groups import PENDING, Attempt, Errand, Group, SlotState, Task
+from codedinv.serving.hedging import BURST
+from codedinv.serving.lanes import DATA, ERRAND, HEDGE, PARITY, URGENT
 
 
 class Violation(AssertionError):
@@ -25,21 +29,30 @@ def require(condition: object, message: str, *values: object) -> None:
 class Watcher:
     """Feeds a core and checks every step."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, timers_late_s: float = 0.1) -> None:
         self.core = core
-        self.plan = core.plan
-        self.submitted: set[int] = set()
+        self.timers_late_s = timers_late_s  # at most
+        self.plans: dict[int, Plan] = {0: core.plan}
+        self.now = 0.0
+        self.submitted: dict[int, ev.Submitted] = {}
         self.ended: dict[int, act.Action] = {}
         self.rejected: set[int] = set()
         self.generation: dict[int, int] = {}  # worker -> the generation that was started last
+        self.version: dict[int, int] = {}  # worker -> what it runs
         self.ready: set[int] = set()
         self.tasks: dict[int, tuple[int, int]] = {}  # task at a worker -> (worker, generation)
         self.absorbed: dict[int, set[int]] = {}  # group -> slots its decoder has
+        self.group_version: dict[int, int] = {}
         self.encoding: set[int] = set()
+        self.inspecting: set[int] = set()
+        self.hedges = self.queries_sent = 0
+        self.stalled = 0.0  # seconds
+        self.progress: dict[int, float] = {}  # worker -> attended time of its last progress
         self.armed: float | None = None
         self.drained = False
 
     def handle(self, event: ev.Event) -> list[act.Action]:
+        self.now = max(self.now, event.time)
         fresh = self._note_event(event)
         actions = self.core.handle(event)
         for action in actions:
@@ -51,13 +64,22 @@ class Watcher:
         """Books an event; False: a worker's word that comes from a dead generation."""
         match event:
             case ev.Submitted():
-                self.submitted.add(event.query)
+                self.submitted[event.query] = event
+            case ev.ReloadRequested():
+                self.plans[event.version] = event.plan
+            case ev.Stalled():
+                self.stalled += event.seconds
             case ev.Timer():
                 self.armed = None
-            case ev.Encoded():
+            case ev.Encoded() | ev.EncodeFailed():
                 self.encoding.remove(event.group)
-            case ev.ResultArrived() | ev.TaskFailed():
-                return self.tasks.pop(event.task, None) == (event.worker, event.generation)
+            case ev.Inspected():
+                self.inspecting.remove(event.group)
+            case ev.ResultArrived() | ev.TaskFailed() | ev.TaskDropped():
+                fresh = self.tasks.pop(event.task, None) == (event.worker, event.generation)
+                if fresh:
+                    self.progress[event.worker] = self.now - self.stalled
+                return fresh
             case ev.WorkerReady():
                 if self.generation.get(event.worker) == event.generation:
                     self.ready.add(event.worker)
@@ -81,28 +103,43 @@ class Watcher:
                     self.generation.get(action.worker),
                 )
                 self.generation[action.worker] = action.generation
+                self.version[action.worker] = action.version
             case act.Kill():
                 require(
                     self.generation.get(action.worker) == action.generation,
                     "kill of a generation that is not alive: {}",
                     action,
                 )
+                self._check_blame(action)
                 self._bury(action.worker)
             case act.Dispatch():
                 self._check_dispatch(action)
+            case act.Cancel():
+                require(
+                    self.tasks.get(action.task) == (action.worker, action.generation),
+                    "cancel of a task that is not there: {}",
+                    action,
+                )
             case act.Encode():
-                require(len(action.members) == self.plan.k, "encode of {}", action.members)
+                require(len(action.members) == self._plan(action).k, "encode of {}", action.members)
                 self.encoding.add(action.group)
                 anchors = {j for j, member in enumerate(action.members) if member is None}
                 self.absorbed.setdefault(action.group, set()).update(anchors)
             case act.Absorb():
+                self._plan(action)
                 require(fresh, "a dead generation's result reached a decoder: {}", event)
                 slots = self.absorbed.setdefault(action.group, set())
                 require(action.slot not in slots, "slot absorbed twice: {}", action)
                 slots.add(action.slot)
+                if isinstance(event, ev.ResultArrived):
+                    self._same_version(event.worker, action.version)
             case act.Resolve():
+                self._plan(action)
                 self._check_resolve(action, event, fresh)
                 self._end(action.query, action)
+            case act.Correct():
+                first = self.ended.get(action.query)
+                require(isinstance(first, act.Resolve), "correction without an answer: {}", action)
             case act.Fail():
                 self._end(action.query, action)
             case act.Reject():
@@ -110,15 +147,27 @@ class Watcher:
                 self._end(action.query, action)
             case act.Inspect():
                 got = self.absorbed.get(action.group, set())
-                require(got == set(range(self.plan.n)), "inspected with only {}", got)
+                plan = self._plan(action)
+                require(got == set(range(plan.n)), "inspected with only {}", got)
+                self.inspecting.add(action.group)
+            case act.Compare():
+                self._plan(action)
+                require(action.group in self.absorbed, "compared after retirement: {}", action)
+                require(fresh, "a dead generation's word in an audit: {}", event)
             case act.Retire():
                 self.absorbed.pop(action.group, None)
+                self.group_version.pop(action.group, None)
                 require(action.group not in self.encoding, "retired while encoding: {}", action)
+                require(action.group not in self.inspecting, "retired while inspected: {}", action)
+            case act.Reloaded():
+                self._check_reloaded(action)
+            case act.ReloadFailed():
+                del self.plans[action.version]
             case act.SetTimer():
                 self.armed = action.at
             case act.Drained():
                 require(not self.drained, "drained twice")
-                require(self.submitted == set(self.ended), "drained with queries left")
+                require(set(self.submitted) == set(self.ended), "drained with queries left")
                 self.drained = True
 
     def _end(self, query: int, how: act.Action) -> None:
@@ -128,6 +177,29 @@ class Watcher:
         )
         self.ended[query] = how
 
+    def _check_blame(self, action: act.Kill) -> None:
+        """Nobody is killed as hung for a time in which nobody was there to read its answers."""
+        limit = self.core.policy.hang_timeout_s
+        if action.reason.startswith("no task finished") and limit is not None:
+            idle = self.now - self.stalled - self.progress.get(action.worker, 0.0)
+            require(idle >= limit - 1e-6, "killed as hung after {} s: {}", idle, action)
+
+    def _plan(self, action: Any) -> Plan:
+        """The plan of the action's group; a group has one version all its life."""
+        version = self.group_version.setdefault(action.group, action.version)
+        require(version == action.version, "group of version {}: {}", version, action)
+        require(version in self.plans, "a version that was given up: {}", action)
+        return self.plans[version]
+
+    def _same_version(self, worker: int, version: int) -> None:
+        require(
+            self.version[worker] == version,
+            "worker {} runs version {}, not {}",
+            worker,
+            self.version[worker],
+            version,
+        )
+
     def _check_dispatch(self, action: act.Dispatch) -> None:
         worker, generation = action.worker, action.generation
         require(
@@ -135,20 +207,69 @@ class Watcher:
             "task sent to a worker that is not ready: {}",
             action,
         )
-        held = self.core.fleet.workers[worker].outstanding
-        others = [t for t in held.values() if t.id in self.tasks]
+        w = self.core.fleet.workers[worker]
+        others = [t for t in w.outstanding.values() if t.id in self.tasks]
         limit = self.core.policy.in_flight
         require(len(others) < limit, "worker {} holds more than {} tasks", worker, limit)
-        if action.task in held and len(self.ready) >= self.plan.n:
-            group = held[action.task].group
-            require(
-                all(t.group is not group for t in others),
-                "worker {} holds two slots of group {} while {} workers are alive",
-                worker,
-                group.id,
-                len(self.ready),
-            )
         self.tasks[action.task] = (worker, generation)
+        if not others:
+            self.progress[worker] = self.now - self.stalled
+        task = w.outstanding.get(action.task)
+        if task is None:
+            return  # it died in the same event
+        self._same_version(worker, task.version)
+        if isinstance(task, Attempt):
+            require(w.probation is None, "a query to worker {} in quarantine", worker)
+            self._check_attempt(task, others, w)
+
+    def _check_attempt(self, attempt: Attempt, others: list[Task], worker: Worker) -> None:
+        core, group = self.core, attempt.group
+        require(
+            not any(t.worker == worker.index for t in group.attempts[attempt.slot] if t in others),
+            "two attempts of slot {} on worker {}",
+            attempt.slot,
+            worker.index,
+        )
+        if core.fleet.takers(group.version) >= group.plan.n:
+            require(
+                all(isinstance(t, Errand) or t.group is not group for t in others),
+                "worker {} holds two slots of group {} while enough are alive",
+                worker.index,
+                group.id,
+            )
+        if attempt.slot >= group.plan.k and not group.lost_queries():
+            for task in core.lanes(group.version).head(DATA, LOOKAHEAD):
+                require(
+                    worker.index in self._kept_from(task),
+                    "worker {} gets a parity while a query waits",
+                    worker.index,
+                )
+        if attempt.slot < len(group.queries) and group.waits_for(attempt.slot):
+            deadline = group.queries[attempt.slot].deadline
+            require(
+                deadline is None or deadline > self.now,
+                "an expired query is sent: {} at {}",
+                deadline,
+                self.now,
+            )
+        self.hedges += attempt.role == "hedge"
+        self.queries_sent += attempt.role == "first" and attempt.slot < group.plan.k
+        require(
+            self.hedges <= core.policy.max_extra_load * self.queries_sent + BURST,
+            "{} hedges of {} queries",
+            self.hedges,
+            self.queries_sent,
+        )
+
+    def _check_reloaded(self, action: act.Reloaded) -> None:
+        version = action.version
+        core = self.core
+        for worker in core.fleet.workers[:-1]:
+            require(worker.version == version, "worker {} was not replaced", worker.index)
+        require(core.fleet.spare.state == "vacant", "the spare is {}", core.fleet.spare.state)
+        old = [g.id for g in core.groups.values() if g.version != version]
+        require(not old, "groups of an old version: {}", old)
+        self.plans = {v: plan for v, plan in self.plans.items() if v >= version}
 
     def _check_resolve(self, action: act.Resolve, event: ev.Event, fresh: bool) -> None:
         if action.result is not None:
@@ -159,14 +280,23 @@ class Watcher:
                 action,
                 event,
             )
+            require(action.source in ("exact", "hedged"), "a result as {}", action)
+        elif action.source == "fallback":
+            require(self.core.has_fallback, "a fallback that is not there")
         else:
             slots = self.absorbed.get(action.group, set())
+            needed = self._plan(action).needed
             require(
-                len(slots) >= self.plan.needed,
+                len(slots) >= needed,
                 "reconstructed from {} results, {} are needed",
                 len(slots),
-                self.plan.needed,
+                needed,
             )
+        deadline = self.submitted[action.query].deadline
+        if self.core.has_fallback and deadline is not None and action.result is None:
+            late = self.now - max(deadline, self.submitted[action.query].time)
+            limit = self.timers_late_s + self.stalled
+            require(late <= limit + 1e-9, "a late answer without a result: {} s", late)
 
     def _check_state(self) -> None:
         core = self.core
@@ -191,7 +321,11 @@ class Watcher:
             len(self.submitted) == accepted + len(self.rejected), "accepted and rejected do not add"
         )
         require(len(self.ended) == answered + failed + len(self.rejected), "ends do not add up")
-        require(core.fleet.alive == len(self.ready), "alive: {}", core.fleet.alive)
+        states = {w.index for w in core.fleet if w.state == "ready"}
+        require(states == self.ready, "ready: {}, but {} are", states, self.ready)
+        for version in {w.version for w in core.fleet}:
+            takers = sum(w.takes_tasks for w in core.fleet if w.version == version)
+            require(core.fleet.takers(version) == takers, "takers of {}", version)
         alarm = core.timers.next()
         require(
             alarm is None or (self.armed is not None and self.armed <= alarm),
@@ -200,13 +334,22 @@ class Watcher:
             self.armed,
         )
         for worker in core.fleet:
-            require(
-                (worker.state == "ready" and not worker.outstanding) or _armed(worker.alarm),
-                "worker {} is {} and nobody watches it",
-                worker.index,
-                worker.state,
-            )
+            self._check_is_watched(worker)
         self._check_work_is_taken()
+
+    def _check_is_watched(self, worker: Worker) -> None:
+        idle = worker.state == "ready" and not worker.outstanding
+        if self.core.policy.hang_timeout_s is None and worker.state == "ready":
+            idle = True
+        require(
+            idle or worker.state == "vacant" or _armed(worker.alarm),
+            "worker {} is {} and nobody watches it",
+            worker.index,
+            worker.state,
+        )
+        require(not (worker.leaving and idle), "worker {} should have left", worker.index)
+        if worker.probation is not None and idle:
+            require(_armed(worker.probation.alarm), "worker {} is never probed", worker.index)
 
     def _check_is_waited_for(self, query: Any, state: SlotState) -> None:
         """Whatever an unanswered query waits for will come, or something with a timer will tell."""
@@ -218,7 +361,7 @@ class Watcher:
         elif state is SlotState.LOST:
             pending = sum(s in PENDING for s in group.states)
             require(
-                group.arrived < self.plan.needed <= group.arrived + pending,
+                group.arrived < group.plan.needed <= group.arrived + pending,
                 "query {} is lost and left alone: {}",
                 query.id,
                 group.states,
@@ -230,33 +373,58 @@ class Watcher:
                 query.id,
                 state,
             )
-        for slot, s in enumerate(group.states):
-            task = group.tasks[slot]
-            require(
-                (s is SlotState.SENT) == (task is not None and task.worker is not None),
-                "slot {} of group {} is {} without a worker",
-                slot,
-                group.id,
-                s,
-            )
+        if self.core.rollout.is_over(group.version):
+            require(state is SlotState.SENT, "query {} waits for a version that is over", query.id)
+        for slot in range(group.plan.n):
+            self._check_slot(group, slot)
+
+    def _check_slot(self, group: Group, slot: int) -> None:
+        state, attempts = group.states[slot], group.attempts[slot]
+        sent = [a for a in attempts if a.worker is not None]
+        waiting = [a for a in attempts if a.lane is not None]
+        require(len(sent) + len(waiting) == len(attempts), "an attempt neither here nor there")
+        right = {
+            SlotState.SENT: bool(sent),
+            SlotState.WAITING: bool(waiting) and not sent,
+            SlotState.ARRIVED: not waiting,
+        }.get(state, not attempts)
+        require(right, "slot {} of group {} is {} with {}", slot, group.id, state, attempts)
 
     def _check_work_is_taken(self) -> None:
         """No worker stays idle while a task waits that it may take."""
         core = self.core
-        idle = [w for w in core.fleet if w.state == "ready" and not w.outstanding]
-        require(
-            not idle or not len(core.backlog),
-            "{} idle workers and {} waiting tasks",
-            len(idle),
-            len(core.backlog),
-        )
+        for version in core.fleet.versions():
+            idle = {
+                w.index
+                for w in core.fleet
+                if w.version == version and w.takes_tasks and not w.outstanding and not w.slow
+            }
+            lanes = core.lanes(version)
+            for lane in (URGENT, DATA, HEDGE, PARITY, ERRAND) if idle else ():
+                for task in lanes.head(lane, LOOKAHEAD):
+                    may = idle - self._kept_from(task)
+                    require(not may, "idle workers {} and a waiting task {}", may, task)
+
+    def _kept_from(self, task: Task) -> set[int]:
+        """Workers that may not take this task."""
+        if isinstance(task, Errand):
+            return set(task.avoid)
+        fleet, group = self.core.fleet, task.group
+        never = set()
+        if fleet.takers(task.version) >= group.plan.n or task.role == "hedge":
+            never |= group.holders()
+        erred = group.erred[task.slot]
+        others = [w for w in fleet if w.version == task.version and w.takes_tasks]
+        if any(w.index not in erred for w in others):
+            never |= erred
+        return never
 
     def check_everything_is_over(self) -> None:
         """After the last event of a world without further faults."""
         core = self.core
         require(self.drained, "not drained: {} queries left", len(core.queries))
         require(not core.groups, "groups left behind: {}", list(core.groups))
-        require(not len(core.backlog), "tasks left behind: {}", len(core.backlog))
+        require(not core.waiting(), "tasks left behind: {}", core.waiting())
         require(not self.absorbed, "decoders left behind: {}", self.absorbed)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from codedinv import CodedModel, CodedServer, Policy
+from tests.serving.helpers import next_workers
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,8 +22,7 @@ def test_a_bundles_folder_is_served_and_reconstructs_what_its_model_would(
     embeddings = model.embed(queries)
     parity = model.embed(model.encode(queries[np.newaxis])[0])[0]
     with CodedServer(str(small_bundle), policy=Policy(hang_timeout_s=60)) as server:
-        (hung,) = list(server._engine._core.fleet._room[0])[2:3]
-        server.pool.hang(hung)
+        server.pool.hang(next_workers(server, 3)[2])
         predictions = server.predict(queries)
     assert [p.source for p in predictions] == ["exact", "exact", "reconstructed", "exact"]
     results = {0: embeddings[0], 1: embeddings[1], 3: embeddings[3], 4: parity}

@@ -36,8 +36,14 @@ class Story:
 
     def tell(self, kind: Callable[..., Any], *values: Any) -> Story:
         self.actions = self.watcher.handle(kind(self.now, *values))
+        for inspect in self.of(act.Inspect):
+            self.actions = self.actions + self.inspected(inspect)
         self.sent.update({d.worker: d for d in self.of(act.Dispatch)})
         return self
+
+    def inspected(self, inspect: act.Inspect) -> list[act.Action]:
+        """Finds nothing wrong with a group."""
+        return self.watcher.handle(ev.Inspected(self.now, inspect.group, False, None))
 
     def of(self, kind: type[A]) -> list[A]:
         return [a for a in self.actions if isinstance(a, kind)]
@@ -84,7 +90,7 @@ def test_a_query_is_sent_at_once_and_does_not_wait_for_its_group() -> None:
 
 def test_a_full_group_closes_and_its_parity_goes_to_the_third_worker() -> None:
     story = Story().submit(1).submit(2)
-    assert story.of(act.Encode) == [act.Encode(0, ("query 1", "query 2"))]
+    assert story.of(act.Encode) == [act.Encode(0, 0, ("query 1", "query 2"))]
     story.encoded()
     (parity,) = story.of(act.Dispatch)
     assert (parity.worker, parity.payload) == (2, "parity 0")
@@ -92,7 +98,7 @@ def test_a_full_group_closes_and_its_parity_goes_to_the_third_worker() -> None:
 
 def test_a_partial_group_closes_after_its_wait_with_anchors_that_cost_no_worker() -> None:
     story = Story().submit(1).wait_until(1.0)
-    assert story.of(act.Encode) == [act.Encode(0, ("query 1", None))]
+    assert story.of(act.Encode) == [act.Encode(0, 0, ("query 1", None))]
     story.encoded()
     (parity,) = story.of(act.Dispatch)
     story.answer(parity.worker)
@@ -113,7 +119,7 @@ def test_always_encode_sends_the_parity_although_nobody_waits_for_it() -> None:
     story = Story(always_encode=True).submit(1).answer(0).wait_until(1.0).encoded()
     (parity,) = story.of(act.Dispatch)
     story.answer(parity.worker)
-    assert story.of(act.Inspect) == [act.Inspect(0)]
+    assert story.of(act.Inspect) == [act.Inspect(0, 0, False)]
 
 
 def test_eager_gives_the_reconstructed_answer_as_soon_as_k_results_are_in() -> None:
@@ -125,8 +131,8 @@ def test_eager_gives_the_reconstructed_answer_as_soon_as_k_results_are_in() -> N
 def test_a_late_result_reaches_nobody_but_the_corruption_check() -> None:
     story = Story().submit(1).submit(2).encoded().answer(2).answer(1).answer(0)
     assert not story.of(act.Resolve)
-    assert story.of(act.Absorb) == [act.Absorb(0, 0, "f(query 1)")]
-    assert story.of(act.Inspect) == [act.Inspect(0)]
+    assert story.of(act.Absorb) == [act.Absorb(0, 0, 0, "f(query 1)")]
+    assert story.of(act.Inspect) == [act.Inspect(0, 0, True)]
     assert story.core.counts["late_results"] == 1
 
 
@@ -244,7 +250,7 @@ def test_a_dead_worker_is_restarted_with_growing_backoff() -> None:
 def test_a_finished_task_forgives_earlier_deaths() -> None:
     story = Story(workers=1, restart_backoff_s=1.0).die(0).wait_until(1.0)
     story.tell(ev.WorkerReady, 0, 2).submit(1).answer(0).die(0).wait_until(story.now + 1.0)
-    assert story.of(act.Restart) == [act.Restart(0, 3)]
+    assert story.of(act.Restart) == [act.Restart(0, 3, 0)]
 
 
 def test_a_hung_worker_is_killed_and_its_task_sent_elsewhere() -> None:
@@ -264,7 +270,7 @@ def test_a_slow_worker_that_makes_progress_is_not_taken_for_hung() -> None:
 
 def test_a_worker_that_never_gets_ready_is_killed_and_tried_again() -> None:
     story = Story(start_timeout_s=5.0, restart_backoff_s=1.0).die(0).wait_until(1.0)
-    assert story.of(act.Restart) == [act.Restart(0, 2)]
+    assert story.of(act.Restart) == [act.Restart(0, 2, 0)]
     story.wait_until(6.0)
     assert [(k.worker, k.generation) for k in story.of(act.Kill)] == [(0, 2)]
 
@@ -313,9 +319,29 @@ def test_the_queue_is_bounded() -> None:
 def test_a_parity_that_nobody_needs_any_more_is_not_sent() -> None:
     story = Story(workers=2).submit(1).submit(2).encoded().answer(0)
     assert [d.payload for d in story.of(act.Dispatch)] == ["parity 0"]
-    story = Story(workers=1).submit(1).submit(2).encoded().answer(0).answer(0)
+    story = Story(workers=1).submit(1).submit(2).answer(0).encoded().answer(0)
     assert not story.of(act.Dispatch)
     assert story.core.groups == {}
+
+
+def test_no_parity_is_made_while_data_waits_for_a_worker() -> None:
+    story = Story(workers=1).submit(1).submit(2)
+    assert not story.of(act.Encode)
+    assert story.answer(0).of(act.Encode)
+
+
+def test_a_lost_query_makes_its_parity_come_before_data_that_waits() -> None:
+    story = Story(workers=3).submit(1).submit(2).encoded().submit(3).submit(4)
+    assert {w: d.payload for w, d in story.sent.items()} == {
+        0: "query 1",
+        1: "query 2",
+        2: "parity 0",
+    }
+    story = Story(workers=2, group_wait_s=9.0).submit(1).submit(2).submit(3)
+    story.die(0)
+    story.encoded()
+    story.answer(1)
+    assert story.sent[1].payload == "parity 0"
 
 
 def test_replicas_are_exact_whichever_comes_first() -> None:
@@ -354,7 +380,7 @@ def test_an_event_costs_the_same_with_ten_thousand_workers() -> None:
                 looked_at += 1
                 yield item
 
-    story.fleet._room[0] = Counted(story.fleet._room[0])  # type: ignore[call-overload]
+    story.fleet._rooms[0][0] = Counted(story.fleet._rooms[0][0])  # type: ignore[call-overload]
     for query in range(100):
         story.handle(ev.Submitted(0.0, query, "query", None))
     assert looked_at == 100

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from codedinv.schemes import Plan
@@ -9,7 +11,8 @@ from codedinv.serving import actions as act
 from codedinv.serving import events as ev
 from codedinv.serving.core import Core
 from codedinv.serving.fleet import Fleet, Worker
-from codedinv.serving.groups import Group, Query, SlotState, Task
+from codedinv.serving.groups import Attempt, Group, Query, Role, SlotState, Task
+from codedinv.serving.lanes import DATA, Lanes
 from codedinv.serving.policy import Policy
 from tests.serving.fuzz import Found, fuzz
 
@@ -31,18 +34,15 @@ def test_no_fault_schedule_breaks_the_core_in_half_a_million(chunk: int) -> None
 class ForgetsErasures(Core):
     """A dead worker's tasks are never given up."""
 
-    def _bury(self, worker: Worker) -> None:
-        died = self.fleet.died
-        self.fleet.died = lambda w: died(w) and []  # type: ignore[method-assign]
-        super()._bury(worker)
-        self.fleet.died = died  # type: ignore[method-assign]
+    def lose(self, tasks: list[Task]) -> None:
+        pass
 
 
 class OverfillsWorkers(Core):
     """A worker gets one task more than it may hold."""
 
-    def __init__(self, plan: Plan, policy: Policy, workers: int) -> None:
-        super().__init__(plan, policy, workers)
+    def __init__(self, plan: Plan, policy: Policy, workers: int, **more: Any) -> None:
+        super().__init__(plan, policy, workers, **more)
         self.fleet = Fleet(workers, policy.in_flight + 1)
 
 
@@ -56,13 +56,13 @@ class SendsOnlyOnce(Core):
 class HearsTheDead(Core):
     """What a dead generation still says is taken for an answer."""
 
-    def _bury(self, worker: Worker) -> None:
-        self.__dict__.setdefault("graves", {}).update(worker.outstanding)
-        super()._bury(worker)
+    def lose(self, tasks: list[Task]) -> None:
+        self.__dict__.setdefault("graves", {}).update({t.id: t for t in tasks})
+        super().lose(tasks)
 
     def _result_arrived(self, event: ev.ResultArrived) -> None:
         task = self.__dict__.get("graves", {}).pop(event.task, None)
-        if task is not None and task.group.waits_for(task.slot):
+        if isinstance(task, Attempt) and task.group.waits_for(task.slot):
             self._resolve(task.group.queries[task.slot], "exact", event.result)
         super()._result_arrived(event)
 
@@ -71,7 +71,7 @@ class RecoversTooEarly(Core):
     """One result fewer than needed counts as decodable."""
 
     def _settle(self, group: Group) -> None:
-        if group.closed and group.unanswered and group.arrived == self.plan.needed - 1:
+        if group.closed and group.unanswered and group.arrived == group.plan.needed - 1:
             self._release(group)
         super()._settle(group)
 
@@ -79,53 +79,53 @@ class RecoversTooEarly(Core):
 class AnswersTwice(Core):
     """A late exact result is given as well."""
 
-    def _result_arrived(self, event: ev.ResultArrived) -> None:
-        worker = self.fleet.current(event.worker, event.generation)
-        task = worker.outstanding.get(event.task) if worker else None
-        super()._result_arrived(event)
-        if task is not None and task.slot < len(task.group.queries):
-            query = task.group.queries[task.slot]
-            self._out.append(act.Resolve(query.id, "exact", task.group.id, task.slot, event.result))
+    def _absorb(self, attempt: Attempt, worker: Worker, result: Any) -> None:
+        super()._absorb(attempt, worker, result)
+        group, slot = attempt.group, attempt.slot
+        if slot < len(group.queries):
+            query = group.queries[slot]
+            self._out.append(act.Resolve(query.id, "exact", group.id, group.version, slot, result))
 
 
 class CrowdsAWorker(Core):
     """Slots of a group go wherever there is room."""
 
-    def _dispatch(self) -> None:
-        pick = self.fleet.pick
-        self.fleet.pick = lambda avoid, strict: pick((), strict)  # type: ignore[method-assign]
-        super()._dispatch()
+    def _pick(self, task: Task) -> Worker | None:
+        return self.fleet.pick(task.version, ())
 
 
 class NeverWatches(Core):
     """A hung worker is left alone."""
 
-    def _watch(self, worker: Worker) -> None:
-        worker.alarm = None
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._on_alarm["watch"] = lambda worker: setattr(worker, "alarm", None)
 
 
 class ForgetsTheTimer(Core):
     """Asks for a timer once and never again."""
 
     def _set_timer(self) -> None:
-        if self._armed is None and self._now == 0.0:
+        if self._armed is None and self.now == 0.0:
             super()._set_timer()
 
 
 class NeverRestarts(Core):
     """A dead worker stays dead."""
 
-    def _bury(self, worker: Worker) -> None:
-        super()._bury(worker)
-        self.timers.cancel(worker.alarm)
+    def lose(self, tasks: list[Task]) -> None:
+        for worker in self.fleet:
+            if worker.state == "dead":
+                self.timers.cancel(worker.alarm)
+        super().lose(tasks)
 
 
 class LosesCount(Core):
     """A query that is sent still counts as queued, if it is sent again."""
 
-    def _send(self, task: Task, worker: Worker) -> None:
-        super()._send(task, worker)
-        if task.group.sends[task.slot] > 1 and task.slot < self.plan.k:
+    def send(self, task: Task, worker: Worker) -> None:
+        super().send(task, worker)
+        if isinstance(task, Attempt) and task.role == "retry" and task.slot < self.plan.k:
             self.queued += 1
 
 
@@ -155,11 +155,11 @@ class ClosesWithoutTheOpenGroup(Core):
     """Closing forgets the group that is still open, and so do its timers."""
 
     def _close_requested(self, event: ev.CloseRequested) -> None:
-        if self._open is not None:
-            self.timers.cancel(self._open.alarm)
-        self._open, open_group = None, self._open
+        for group in self._open.values():
+            self.timers.cancel(group.alarm)
+        self._open, forgotten = {}, self._open
         super()._close_requested(event)
-        self._open = open_group
+        self._open = forgotten
 
 
 class RefusesNobody(Core):
@@ -169,6 +169,134 @@ class RefusesNobody(Core):
         rejected = sum(self.rejected.values())
         super()._submitted(event)
         self.counts["accepted"] += sum(self.rejected.values()) - rejected
+
+
+class HedgesToDeath(Core):
+    """No budget for hedges."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.hedging.take = lambda: True  # type: ignore[method-assign]
+
+
+class SendsTheExpired(Core):
+    """A query goes to a worker although its deadline is over."""
+
+    def _is_hopeless(self, attempt: Attempt, lanes: Lanes) -> bool:
+        return False
+
+
+class ParitiesBeforeData(Core):
+    """Parities compete with queries."""
+
+    def _enqueue(self, group: Group, slot: int, role: Role) -> None:
+        super()._enqueue(group, slot, role)
+        for attempt in group.attempts[slot]:
+            if slot >= group.plan.k and attempt.lane is not None:
+                self.lanes(group.version).move(attempt, DATA)
+
+
+class BlamesWorkersForStalls(Core):
+    """Time that the front end was away counts against workers."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._on_event[ev.Stalled] = lambda event: None
+
+
+class ForgetsEncodeFailures(Core):
+    """A parity that cannot be made is waited for."""
+
+    def _encode_failed(self, event: ev.EncodeFailed) -> None:
+        pass
+
+
+class ForgetsTheFallback(Core):
+    """Has a fallback and gives it only after the deadline."""
+
+    def _last_call(self, query: Query) -> None:
+        query.last_call = True
+        query.alarm = self.timers.set((query.deadline or 0.0) + 0.5, "deadline", query)
+        self._settle(query.group)
+
+
+class RetiresBeforeTheVerdict(Core):
+    """A group is forgotten while it is inspected."""
+
+    def _inspect(self, group: Group) -> None:
+        super()._inspect(group)
+        self.retire(group)
+
+
+class ForgetsToProbe(Core):
+    """A worker in quarantine stays there."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._on_alarm["probe"] = lambda worker: setattr(worker.probation, "alarm", None)
+
+
+class TrustsTheQuarantined(Core):
+    """A worker in quarantine still gets queries."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+
+        def set_probation(worker: Worker, probation: Any) -> None:
+            worker.probation = probation
+
+        self.fleet.set_probation = set_probation  # type: ignore[method-assign]
+
+
+class ConvictsTheAnswerer(Core):
+    """Whoever gave the first result is taken for the liar."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        compared = self.audits.compared
+
+        def blame(event: ev.Compared) -> None:
+            compared(event._replace(agrees=tuple(a for a in event.agrees if a != 0)))
+
+        self._on_event[ev.Compared] = blame
+
+
+class MixesVersions(Core):
+    """A group's tasks go to workers of any version."""
+
+    def _pick(self, task: Task) -> Worker | None:
+        for version in self.fleet.versions():
+            if version != task.version and isinstance(task, Attempt):
+                return self.fleet.pick(version, task.group.holders(), task.group.holders())
+        return super()._pick(task)
+
+
+class LeavesQueriesBehind(Core):
+    """Queries of the old version wait for workers that are gone."""
+
+    def abandon_version(self, version: int) -> None:
+        pass
+
+
+class ForgetsWhatWasMerged(Core):
+    """Results that came before two groups were merged do not reach the decoder."""
+
+    def _wait_is_over(self, group: Group) -> None:
+        super()._wait_is_over(group)
+        group.results = {}
+
+    def _close_group(self, group: Group) -> None:
+        if self.counts["groups_merged"]:
+            group.results = {}
+        super()._close_group(group)
+
+
+class NeverEndsAReload(Core):
+    """A worker that is to be replaced is never idle enough."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.rollout._replace_if_idle = lambda worker: None  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize(
@@ -190,8 +318,22 @@ class RefusesNobody(Core):
         IgnoresDeadlines,
         ClosesWithoutTheOpenGroup,
         RefusesNobody,
+        HedgesToDeath,
+        SendsTheExpired,
+        ParitiesBeforeData,
+        BlamesWorkersForStalls,
+        ForgetsEncodeFailures,
+        ForgetsTheFallback,
+        RetiresBeforeTheVerdict,
+        ForgetsToProbe,
+        TrustsTheQuarantined,
+        ConvictsTheAnswerer,
+        MixesVersions,
+        LeavesQueriesBehind,
+        ForgetsWhatWasMerged,
+        NeverEndsAReload,
     ],
 )
 def test_the_fuzzer_finds_a_planted_bug(broken: type[Core]) -> None:
     with pytest.raises(Found, match="--seed"):
-        fuzz(first=0, count=1_000, core_class=broken)
+        fuzz(first=0, count=2_000, core_class=broken)

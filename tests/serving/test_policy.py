@@ -28,7 +28,6 @@ from codedinv.serving import Policy
         ("restart_backoff_s", 0),
         ("restart_backoff_max_s", -1),
         ("drain_timeout_s", 0),
-        ("corruption_residual", 0.0),
     ],
 )
 def test_a_value_out_of_range_is_named(field: str, value: Any) -> None:

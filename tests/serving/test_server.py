@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -24,28 +25,12 @@ from codedinv.errors import (
 )
 from codedinv.schemes import invertible
 from codedinv.serving import CodedServer, Policy, Prediction
+from tests.serving.helpers import check_answers, next_workers, wait_until
 from tests.serving.linear_model import LinearModel
 
 Serve = Callable[..., CodedServer]
 PATIENT = Policy(hang_timeout_s=60.0)
 EXACT = Policy(release="grace", grace_s=60.0)  # eager may reconstruct on a busy machine
-
-
-def wait_until(condition: Callable[[], Any], timeout_s: float = 30.0) -> None:
-    until = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until, "waited too long"
-        time.sleep(0.005)
-
-
-def next_workers(server: CodedServer, count: int = 1) -> list[int]:
-    """The workers that the next queries will go to: of those that are idle, the longest so."""
-    return list(server._engine._core.fleet._room[0])[:count]
-
-
-def check_answers(predictions: list[Prediction], expected: np.ndarray) -> None:
-    for prediction, row in zip(predictions, expected, strict=True):
-        np.testing.assert_allclose(prediction.outputs["label"], row, atol=1e-4)
 
 
 def test_every_query_of_a_batch_gets_its_own_answer(
@@ -226,18 +211,6 @@ def test_replicas_hide_a_hung_worker(serve: Serve, linear: LinearModel, backend:
     server.pool.hang(*next_workers(server))
     query = linear.queries(1)
     assert server.submit(query[0]).result(30).source == "exact"
-
-
-def test_corrupt_results_are_suspected(serve: Serve, linear: LinearModel) -> None:
-    policy = Policy(always_encode=True, corruption_residual=0.01)
-    server = serve(backend="thread", policy=policy)
-    server.predict(linear.queries(40))
-    wait_until(lambda: server.stats().groups_checked > 0)
-    assert server.stats().suspected_corruption == 0
-    for worker in range(5):
-        server.pool.corrupt(worker, noise=1.0)
-    server.predict(linear.queries(40))
-    wait_until(lambda: server.stats().suspected_corruption > 0)
 
 
 # ---- a caller's mistakes
@@ -430,33 +403,6 @@ def test_a_callback_may_use_the_server_and_even_close_it(linear: LinearModel) ->
     assert seen[1].result(0).source == "exact"
 
 
-def test_a_future_cannot_be_cancelled(serve: Serve, linear: LinearModel) -> None:
-    future = serve(backend="thread").submit(linear.queries(1)[0])
-    assert not future.cancel()
-    assert future.result(30)
-
-
-def test_a_failure_of_the_engine_reaches_every_caller_with_its_cause(linear: LinearModel) -> None:
-    server = CodedServer(linear, backend="thread", policy=PATIENT)
-    for worker in range(5):
-        server.pool.slow(worker, 0.1)
-    bug = ZeroDivisionError("a bug in the head")
-
-    def broken_head(*_: Any) -> Any:
-        raise bug
-
-    server.model = replace(linear)
-    server.model.head = broken_head  # type: ignore[method-assign]
-    futures = [server.submit(q) for q in linear.queries(12)]
-    for future in futures:
-        with pytest.raises(CodedInvError, match="a bug in the head") as caught:
-            future.result(30)
-        assert caught.value.__cause__ is bug
-    with pytest.raises(ServerClosed, match="a bug in the head"):
-        server.submit(linear.queries(1)[0])
-    server.close()
-
-
 def test_a_backbone_that_cannot_be_loaded_is_told_at_the_start(tmp_path: Path) -> None:
     model = LinearModel().saved(tmp_path / "bundle")
     (tmp_path / "bundle" / "backbone.onnx").write_bytes(b"not a network")
@@ -485,4 +431,5 @@ def test_stats_add_up_and_are_plain(serve: Serve, linear: LinearModel) -> None:
     assert sum(stats.answered.values()) == 50
     assert stats.latency["all"].count == 50
     assert stats.to_dict()["latency"]["all"]["p50"] <= stats.latency["all"].max
-    assert stats.to_dict()["workers"] == ["ready"] * 5
+    assert len(stats.to_dict()["workers"]) == 5
+    json.dumps(stats.to_dict())

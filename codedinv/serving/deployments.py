@@ -1,0 +1,114 @@
+"""Models as they are served: what a version is made of, and where its workers find it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from codedinv.schemes import Scheme, ServedModel
+from codedinv.schemes.scheme import BACKBONE, Array
+from codedinv.serving.queries import QueryCheck
+from codedinv.serving.temporary import TemporaryFolder, is_temporary
+from codedinv.serving.versions import Fallback, Served, build_served, load_model, try_out
+from codedinv.workers import Backbone, BackboneSpec, Pool, ProcessPool, ThreadPool
+
+Backend = Literal["process", "thread"]
+
+
+@dataclass(frozen=True, eq=False)
+class Deployment:
+    """One version of the model with all that serving it takes.
+
+    Attributes:
+        model: the model.
+        served: what the loop needs of it.
+        models: what its workers run, by name.
+        check: of its queries.
+        temporary: the folder that it was saved to for its workers, if it had none.
+    """
+
+    model: ServedModel
+    served: Served
+    models: Mapping[str, Any]
+    check: QueryCheck
+    temporary: TemporaryFolder | None
+
+    def remove(self) -> None:
+        """Deletes what was made for it."""
+        if self.temporary is not None:
+            self.temporary.remove()
+
+
+class Deployments:
+    """Makes deployments that are served the same way.
+
+    Args:
+        scheme: as `CodedServer` takes it.
+        fallback: as `CodedServer` takes it.
+        as_threads: workers are threads of this process.
+        others_too: workers may know more models than they are given here.
+        start_timeout_s: for heads, encoder and fallback to show that they work.
+    """
+
+    def __init__(
+        self,
+        scheme: str | Scheme,
+        fallback: Fallback,
+        as_threads: bool,
+        others_too: bool,
+        start_timeout_s: float,
+    ) -> None:
+        self._scheme = scheme
+        self._fallback = fallback
+        self._as_threads = as_threads
+        self._others_too = others_too
+        self._start_timeout_s = start_timeout_s
+
+    def prepare(self, model: ServedModel | str | Path, scheme: Scheme | None = None) -> Deployment:
+        """A deployment that has been tried out.
+
+        Args:
+            model: as `CodedServer` takes it.
+            scheme: in place of the one that all deployments have.
+
+        Raises:
+            ValueError: scheme, fallback and model do not fit together.
+            BundleError: a folder that holds no sound bundle.
+            CodedInvError: heads, encoder or fallback take too long.
+        """
+        model = load_model(model)
+        served = build_served(model, scheme or self._scheme, self._fallback)
+        check = QueryCheck(tuple(model.input_shape), getattr(model, "input_range", None))
+        unknown = set(served.scheme.plan.models) - {BACKBONE}
+        if unknown and not self._others_too:
+            raise ValueError(f"scheme: its slots want {sorted(unknown)}; workers have {BACKBONE!r}")
+        try_out(served, check.input_shape, self._start_timeout_s)
+        if self._as_threads:
+            return Deployment(model, served, {BACKBONE: _backbone_of(model)}, check, None)
+        temporary = None
+        folder = model.folder
+        if folder is None or is_temporary(folder):  # another server's, and gone when that closes
+            temporary = TemporaryFolder()
+            folder = temporary.path / "bundle"
+            model.save(folder)
+        shapes = check.input_shape, served.embedding_shape
+        spec = BackboneSpec.of(folder, *shapes, hashes=getattr(model, "hashes", None))
+        return Deployment(model, served, {BACKBONE: spec}, check, temporary)
+
+
+def local_pool(models: Mapping[str, Any], backend: Backend, workers: int, in_flight: int) -> Pool:
+    """Workers on this machine, and one index more for the spare that a reload uses."""
+    if backend == "thread":
+        return ThreadPool(models, workers + 1)
+    return ProcessPool(models, workers + 1, in_flight)
+
+
+def _backbone_of(model: ServedModel) -> Backbone:
+    def backbone(x: Array) -> Array:
+        return np.asarray(model.embed(x[np.newaxis])[0], np.float32)
+
+    return backbone

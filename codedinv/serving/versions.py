@@ -1,0 +1,181 @@
+"""One version of the model as the server's loop sees it: functions and shapes, built and tried out
+before a query meets them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from codedinv.errors import CodedInvError
+from codedinv.schemes import Scheme, ServedModel, build_scheme
+from codedinv.schemes.scheme import Array
+from codedinv.serving.encoding import parities_of
+
+Outputs = Mapping[str, Array]  # {task: (B, outputs)}
+Fallback = Callable[[Array], Any] | Mapping[str, Any] | Literal["light"] | None
+
+# What a caller's function may do without harm to the server: anything but stop this process.
+CALLERS_ERRORS = (Exception, SystemExit)
+
+
+class Verdict(Protocol):
+    """What a consistency check says of a group."""
+
+    @property
+    def alarm(self) -> bool: ...
+    @property
+    def slot(self) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class Served:
+    """One version of the model.
+
+    Attributes:
+        scheme: plan and numerics.
+        heads: embeddings (B, *embedding) -> outputs.
+        embedding_shape: what a worker must return.
+        fallback: queries (B, *input) -> outputs, without any worker; None: there is none.
+        consistency: syndrome (r, *embedding) -> `Verdict`; None: only copies can be compared.
+    """
+
+    scheme: Scheme
+    heads: Callable[[Array], Outputs]
+    embedding_shape: tuple[int, ...]
+    fallback: Callable[[Array], Outputs] | None = None
+    consistency: Callable[[Array], Verdict] | None = None
+
+
+def load_model(model: ServedModel | str | Path) -> ServedModel:
+    """A model by name or folder; any other is passed through."""
+    if not isinstance(model, str | Path):
+        return model
+    from codedinv.bundle import CodedModel
+
+    return CodedModel.load(model)
+
+
+def build_served(model: ServedModel, scheme: str | Scheme, fallback: Fallback) -> Served:
+    """Puts together what the loop needs of a model.
+
+    Raises:
+        ValueError: an unknown scheme, anchors that are not finite, or a fallback that does not fit
+            the model's tasks.
+    """
+    tasks = tuple(model.heads)
+
+    def heads(embeddings: Array) -> Outputs:
+        return {task: np.asarray(model.head(embeddings, task), np.float32) for task in tasks}
+
+    built = build_scheme(scheme, model)
+    return Served(
+        built,
+        heads,
+        tuple(model.embedding_shape),
+        _build_fallback(fallback, model, tasks),
+        # Calibrated for the model's own code: what another scheme leaves is another matter.
+        getattr(model, "consistency", None) if built.name == "invertible" else None,
+    )
+
+
+def try_out(served: Served, input_shape: tuple[int, ...], timeout_s: float) -> None:
+    """Runs heads, encoder and fallback once, so that the first query does not pay for their
+    loading, and that one which does not work is known now.
+
+    Raises:
+        CodedInvError: one of them takes longer than `timeout_s`.
+        Whatever they raise, ValueError for results of a wrong shape.
+    """
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            plan = served.scheme.plan
+            heads = served.heads(np.zeros((1, *served.embedding_shape), np.float32))
+            expected = _widths(heads)
+            if plan.n > plan.k:
+                parities_of(served.scheme, np.zeros((1, plan.k, *input_shape), np.float32))
+            if served.fallback is not None:
+                got = _widths(served.fallback(np.zeros((1, *input_shape), np.float32)))
+                if got != expected:
+                    raise ValueError(f"fallback: expected outputs {expected}, got {got}")
+        except BaseException as error:  # handed to the thread that waits
+            raised.append(error)
+
+    # In a thread of its own, or one that hangs would hang the constructor.
+    thread = threading.Thread(target=run, name="codedinv-try-out", daemon=True)
+    thread.start()
+    thread.join(min(timeout_s, threading.TIMEOUT_MAX))
+    if thread.is_alive():
+        raise CodedInvError(f"heads, encoder or fallback take longer than {timeout_s} s")
+    if raised:
+        raise raised[0]
+
+
+def rows_of(
+    function: Callable[[Array], Outputs], inputs: list[Array]
+) -> list[dict[str, Array] | BaseException]:
+    """What `function` makes of each input, all at once; where that fails, one by one, so that what
+    is wrong with one harms no other."""
+    try:
+        outputs = function(np.stack(inputs))
+        for task, rows in outputs.items():
+            if np.shape(rows)[:1] != (len(inputs),):
+                got = np.shape(rows)
+                raise ValueError(f"{task}: expected {len(inputs)} rows, got shape {got}")
+        return [
+            {task: rows[i].copy() for task, rows in outputs.items()} for i in range(len(inputs))
+        ]
+    except CALLERS_ERRORS as error:
+        if len(inputs) == 1:
+            return [error]
+        return [rows_of(function, [one])[0] for one in inputs]
+
+
+def _widths(outputs: Outputs) -> dict[str, tuple[int, ...]]:
+    return {task: np.shape(rows)[1:] for task, rows in outputs.items()}
+
+
+def _build_fallback(
+    fallback: Fallback, model: ServedModel, tasks: tuple[str, ...]
+) -> Callable[[Array], Outputs] | None:
+    light = getattr(model, "light", None)
+    if fallback == "light" and light is None:
+        raise ValueError(f"fallback: the model {model.name!r} has no light model")
+    if fallback is None or fallback == "light":
+        fallback = light
+    if fallback is None:
+        return None
+    if isinstance(fallback, Mapping):
+        return _constant(fallback, tasks)
+    if not callable(fallback):
+        raise ValueError(
+            f"fallback: expected 'light', a callable or a mapping task -> outputs, got {fallback!r}"
+        )
+    function = fallback
+
+    def answer(queries: Array) -> Outputs:
+        outputs = function(queries)
+        if not isinstance(outputs, Mapping):
+            if len(tasks) != 1:
+                raise ValueError(f"fallback: expected a mapping of {list(tasks)}, got an array")
+            outputs = {tasks[0]: outputs}
+        return {task: np.asarray(outputs[task], np.float32) for task in tasks}
+
+    return answer
+
+
+def _constant(constants: Mapping[str, Any], tasks: tuple[str, ...]) -> Callable[[Array], Outputs]:
+    if set(constants) != set(tasks):
+        raise ValueError(f"fallback: expected outputs of {list(tasks)}, got {list(constants)}")
+    arrays = {task: np.array(constants[task], np.float32) for task in tasks}
+
+    def answer(queries: Array) -> Outputs:
+        return {task: np.tile(row, (len(queries), *[1] * row.ndim)) for task, row in arrays.items()}
+
+    return answer
