@@ -24,6 +24,8 @@ from codedinv.runtimes import (
     check_batch,
     choose_runtime,
 )
+from codedinv.verification import Consistency
+from codedinv.verification.store import consistency_file, load_consistency
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +62,7 @@ class CodedModel:
         tasks: outputs of each task's head by name; the first is the default task.
         heads: the task heads by name, each (B, *embedding) -> (B, outputs).
         anchors: queries and embeddings for the free slots of partial groups.
+        consistency: tells a group with a wrong result from a clean one; None: not calibrated.
         metadata: metrics, macs, parameters, certificates and provenance; plain JSON values.
         folder: where the model was loaded from or last saved to; None before that.
         runtime: "onnx" or "torch".
@@ -73,6 +76,7 @@ class CodedModel:
         encoder: Network,
         heads: Mapping[str, Network],
         folder: Path | None,
+        consistency: Consistency | None = None,
     ) -> None:
         self._manifest = manifest
         self._backbone = backbone
@@ -84,6 +88,7 @@ class CodedModel:
         self.tasks = dict(manifest.tasks)
         self.heads = dict(heads)
         self.anchors = anchors
+        self.consistency = consistency
         self.metadata = manifest.metadata
         self.folder = folder
         self.runtime = "torch" if isinstance(backbone, TorchNetwork) else "onnx"
@@ -119,17 +124,20 @@ class CodedModel:
         manifest = bundle_folder.read_manifest(folder)
         _check_code(folder / bundle_folder.MANIFEST, manifest)
         anchors = _load_anchors(folder / ANCHORS, manifest)
+        consistency = load_consistency(folder, manifest)
         if runtime == "torch":
             from codedinv.modules import load_modules
 
-            return cls._of_modules(manifest, anchors, load_modules(folder, manifest), folder)
+            return cls._of_modules(
+                manifest, anchors, load_modules(folder, manifest), folder, consistency
+            )
         heads = {task: OnnxNetwork(folder / head_file(task), threads) for task in manifest.tasks}
         encoder = OnnxNetwork(folder / ENCODER, threads)
         for network in (encoder, *heads.values()):
             network.open()  # a front end's first query should not wait for it
         # Front ends leave the backbone to workers: it is opened only where it is called.
         backbone = OnnxNetwork(folder / BACKBONE, threads)
-        return cls(manifest, anchors, backbone, encoder, heads, folder)
+        return cls(manifest, anchors, backbone, encoder, heads, folder, consistency)
 
     @classmethod
     def from_modules(
@@ -167,7 +175,12 @@ class CodedModel:
 
     @classmethod
     def _of_modules(
-        cls, manifest: Manifest, anchors: Anchors, modules: TorchModules, folder: Path | None
+        cls,
+        manifest: Manifest,
+        anchors: Anchors,
+        modules: TorchModules,
+        folder: Path | None,
+        consistency: Consistency | None = None,
     ) -> CodedModel:
         heads = {task: TorchNetwork(head) for task, head in modules.heads.items()}
         model = cls(
@@ -177,6 +190,7 @@ class CodedModel:
             TorchNetwork(modules.encoder),
             heads,
             folder,
+            consistency,
         )
         model.__dict__["modules"] = modules  # what the cached property would load from the folder
         return model
@@ -268,6 +282,8 @@ class CodedModel:
         from codedinv.modules import serialise
 
         files, exported = serialise(self.modules, self._manifest, self.anchors, shared_weights)
+        if self.consistency is not None:
+            files |= consistency_file(self.consistency)
         metadata = {**self.metadata, "onnx": exported}
         manifest = self._manifest.model_copy(update={"metadata": metadata})
         bundle_folder.write_folder(folder, manifest, files)

@@ -27,6 +27,7 @@ WEIGHTS = "weights.safetensors"
 ANCHORS = "anchors.safetensors"
 BACKBONE = "backbone.onnx"
 ENCODER = "encoder.onnx"
+CONSISTENCY = "consistency.safetensors"  # optional: only calibrated bundles have it
 
 
 def head_file(task: str) -> str:
@@ -82,7 +83,7 @@ class Manifest(_Strict):
     metadata: dict[str, Any]
 
     def file_names(self) -> list[str]:
-        """Every file of the bundle other than `bundle.json`."""
+        """Every file that the bundle must have beside `bundle.json`."""
         return [WEIGHTS, ANCHORS, BACKBONE, ENCODER, *map(head_file, self.tasks)]
 
 
@@ -132,13 +133,39 @@ def read_manifest(folder: Path) -> Manifest:
         if name not in table:
             raise BundleError(f"{path}: it has no entry for {name}, which its tasks call for")
         _verify(folder / name, table[name])
+    if CONSISTENCY in table:
+        _verify(folder / CONSISTENCY, table[CONSISTENCY])
     return manifest
+
+
+def is_calibrated(folder: Path) -> bool:
+    """Whether a bundle has a `consistency.safetensors` that its `bundle.json` knows of."""
+    table, _ = _parse_manifest(folder / MANIFEST)
+    return CONSISTENCY in table
+
+
+def add_files(folder: Path, added: Mapping[str, bytes], metadata: Mapping[str, Any]) -> None:
+    """Adds files to a bundle, or replaces those of the same name; the others stay as they are.
+
+    Args:
+        folder: of the bundle.
+        added: {file name: content}.
+        metadata: entries that are added to the bundle's, or replace those of the same name.
+
+    Raises:
+        BundleError: the bundle is damaged.
+    """
+    manifest = read_manifest(folder)
+    table, _ = _parse_manifest(folder / MANIFEST)
+    files = {name: (folder / name).read_bytes() for name in table} | dict(added)
+    updated = manifest.model_copy(update={"metadata": {**manifest.metadata, **metadata}})
+    write_folder(folder, updated, files)
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
     """Bytes of each file of a bundle, `bundle.json` included."""
-    _, manifest = _parse_manifest(folder / MANIFEST)
-    names = [MANIFEST, *manifest.file_names()]
+    table, manifest = _parse_manifest(folder / MANIFEST)
+    names = [MANIFEST, *manifest.file_names(), *({CONSISTENCY} & set(table))]
     return {name: (folder / name).stat().st_size for name in names}
 
 
