@@ -24,6 +24,8 @@ from codedinv.runtimes import (
     check_batch,
     choose_runtime,
 )
+from codedinv.verification import Consistency
+from codedinv.verification.store import consistency_file, load_consistency
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +62,7 @@ class CodedModel:
         tasks: outputs of each task's head by name; the first is the default task.
         heads: the task heads by name, each (B, *embedding) -> (B, outputs).
         anchors: queries and embeddings for the free slots of partial groups.
+        consistency: tells a group with a wrong result from a clean one; None: not calibrated.
         metadata: metrics, macs, parameters, certificates and provenance; plain JSON values.
         folder: where the model was loaded from or last saved to; None before that.
         runtime: "onnx" or "torch".
@@ -74,6 +77,7 @@ class CodedModel:
         heads: Mapping[str, Network],
         folder: Path | None,
         hashes: Mapping[str, str] | None = None,
+        consistency: Consistency | None = None,
     ) -> None:
         self._manifest = manifest
         self._hashes = hashes
@@ -86,6 +90,7 @@ class CodedModel:
         self.tasks = dict(manifest.tasks)
         self.heads = dict(heads)
         self.anchors = anchors
+        self.consistency = consistency
         self.metadata = manifest.metadata
         self.folder = folder
         self.runtime = "torch" if isinstance(backbone, TorchNetwork) else "onnx"
@@ -121,18 +126,19 @@ class CodedModel:
         manifest, hashes = bundle_folder.read_verified(folder)
         _check_code(folder / bundle_folder.MANIFEST, manifest)
         anchors = _load_anchors(folder / ANCHORS, manifest)
+        consistency = load_consistency(folder, manifest)
         if runtime == "torch":
             from codedinv.modules import load_modules
 
             modules = load_modules(folder, manifest)
-            return cls._of_modules(manifest, anchors, modules, folder, hashes)
+            return cls._of_modules(manifest, anchors, modules, folder, hashes, consistency)
         heads = {task: OnnxNetwork(folder / head_file(task), threads) for task in manifest.tasks}
         encoder = OnnxNetwork(folder / ENCODER, threads)
         for network in (encoder, *heads.values()):
             network.open()  # a front end's first query should not wait for it
         # Front ends leave the backbone to workers: it is opened only where it is called.
         backbone = OnnxNetwork(folder / BACKBONE, threads)
-        return cls(manifest, anchors, backbone, encoder, heads, folder, hashes)
+        return cls(manifest, anchors, backbone, encoder, heads, folder, hashes, consistency)
 
     @classmethod
     def from_modules(
@@ -176,6 +182,7 @@ class CodedModel:
         modules: TorchModules,
         folder: Path | None,
         hashes: Mapping[str, str] | None = None,
+        consistency: Consistency | None = None,
     ) -> CodedModel:
         heads = {task: TorchNetwork(head) for task, head in modules.heads.items()}
         model = cls(
@@ -186,6 +193,7 @@ class CodedModel:
             heads,
             folder,
             hashes,
+            consistency,
         )
         model.__dict__["modules"] = modules  # what the cached property would load from the folder
         return model
@@ -283,6 +291,8 @@ class CodedModel:
         from codedinv.modules import serialise
 
         files, exported = serialise(self.modules, self._manifest, self.anchors, shared_weights)
+        if self.consistency is not None:
+            files |= consistency_file(self.consistency)
         metadata = {**self.metadata, "onnx": exported}
         manifest = self._manifest.model_copy(update={"metadata": metadata})
         self._hashes = bundle_folder.write_folder(folder, manifest, files)

@@ -27,6 +27,7 @@ WEIGHTS = "weights.safetensors"
 ANCHORS = "anchors.safetensors"
 BACKBONE = "backbone.onnx"
 ENCODER = "encoder.onnx"
+CONSISTENCY = "consistency.safetensors"  # optional: only calibrated bundles have it
 
 
 def head_file(task: str) -> str:
@@ -82,7 +83,7 @@ class Manifest(_Strict):
     metadata: dict[str, Any]
 
     def file_names(self) -> list[str]:
-        """Every file of the bundle other than `bundle.json`."""
+        """Every file that the bundle must have beside `bundle.json`."""
         return [WEIGHTS, ANCHORS, BACKBONE, ENCODER, *map(head_file, self.tasks)]
 
 
@@ -146,7 +147,33 @@ def read_verified(folder: Path) -> tuple[Manifest, dict[str, str]]:
             raise BundleError(f"{path}: it has no entry for {name}, which its tasks call for")
         _verify(folder / name, table[name])
         hashes[name] = table[name].sha256
+    if CONSISTENCY in table:
+        _verify(folder / CONSISTENCY, table[CONSISTENCY])
+        hashes[CONSISTENCY] = table[CONSISTENCY].sha256
     return manifest, hashes
+
+
+def is_calibrated(folder: Path) -> bool:
+    """Whether a bundle has a `consistency.safetensors` that its `bundle.json` knows of."""
+    return CONSISTENCY in _parse_manifest(folder / MANIFEST)[0]
+
+
+def add_files(folder: Path, added: Mapping[str, bytes], metadata: Mapping[str, Any]) -> None:
+    """Adds files to a bundle, or replaces those of the same name; the others stay as they are.
+
+    Args:
+        folder: of the bundle.
+        added: {file name: content}.
+        metadata: entries that are added to the bundle's, or replace those of the same name.
+
+    Raises:
+        BundleError: the bundle is damaged.
+    """
+    manifest = read_manifest(folder)
+    table = _parse_manifest(folder / MANIFEST)[0]
+    files = {name: (folder / name).read_bytes() for name in table} | dict(added)
+    updated = manifest.model_copy(update={"metadata": {**manifest.metadata, **metadata}})
+    write_folder(folder, updated, files)
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
@@ -160,7 +187,8 @@ def file_names(folder: Path) -> list[str]:
     Raises:
         BundleError: not a bundle, another schema version, or a damaged `bundle.json`.
     """
-    return [MANIFEST, *_parse_manifest(folder / MANIFEST)[1].file_names()]
+    table, manifest, _ = _parse_manifest(folder / MANIFEST)
+    return [MANIFEST, *manifest.file_names(), *({CONSISTENCY} & set(table))]
 
 
 def _parse_manifest(path: Path) -> tuple[dict[str, FileEntry], Manifest, str]:

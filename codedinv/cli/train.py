@@ -19,6 +19,8 @@ from codedinv.experiments.receipts import circumstances, command_line
 from codedinv.training.classifier import fit_classifier, load_classifier
 from codedinv.training.encoder import fit_encoder, recipe_code
 from codedinv.training.recipe import Recipe, load_recipe
+from codedinv.verification.calibrate import calibrate
+from codedinv.verification.store import save_consistency
 
 # The training commands of a bundle, in order; kept in its provenance.
 _COMMANDS = "commands.json"
@@ -65,6 +67,12 @@ def run_encoder(
     model = make_model(recipe, backbone, head, encoder, folder, _read_commands(out), device)
     model.save(out / "bundle")
     console = Console()
+    queries = data.to_queries(data.load_image_set(recipe.data, "train", folder)[0])
+    check, found = calibrate(model, queries)
+    if found.holds:
+        save_consistency(out / "bundle", check, found.to_dict())
+    else:
+        console.print(f"not calibrated (see `codedinv calibrate`): {found}", highlight=False)
     console.print(as_table(model.metadata["metrics"]))
     console.print(f"wrote {out / 'bundle'}", highlight=False)
 

@@ -94,6 +94,22 @@ def test_a_cancelled_task_that_waits_is_dropped_and_one_that_runs_is_not(
     assert pool.pids()[0] is None or type(messages[-1]) is Result, "task 1 ends after the cancel"
 
 
+def test_nothing_is_heard_after_a_death(start_any: StartAny, linear: LinearModel) -> None:
+    pool = start_any()
+    query = linear.queries(1)[0]
+    pool.slow(0, 0.2)
+    pool.poll(0.0)
+    send(pool, query, 1)
+    send(pool, query, 2)
+    pool.kill(0)
+    pool.cancel(0, 1, 2)
+    pool.send(0, 1, 3, "no-such-model", query)
+    messages = listen(pool, 1)
+    while not isinstance(messages[-1], Died):
+        messages += listen(pool, 1)
+    assert pool.poll(0.3) == []
+
+
 def test_a_cancellation_for_another_generation_is_ignored(
     start_any: StartAny, linear: LinearModel
 ) -> None:
@@ -266,13 +282,13 @@ def test_a_backbone_that_calls_exit_fails_its_task_and_no_other(
 # ---- waiting
 
 
-@pytest.mark.parametrize("timeout_s", [1e5, 3e6, 1e9, 1e300, math.inf, None])
-def test_any_timeout_can_be_waited(start_any: StartAny, timeout_s: float | None) -> None:
+def test_any_timeout_can_be_waited(start_any: StartAny) -> None:
     pool = start_any()
-    timer = threading.Timer(0.05, pool.wake)
-    timer.start()
-    assert pool.poll(timeout_s) == []
-    timer.join()
+    for timeout_s in (1e5, 3e6, 1e9, 1e300, math.inf, None):
+        timer = threading.Timer(0.05, pool.wake)
+        timer.start()
+        assert pool.poll(timeout_s) == []
+        timer.join()
 
 
 def test_hanging_and_slowness_take_any_number(start_any: StartAny, linear: LinearModel) -> None:
@@ -311,12 +327,14 @@ def test_the_descriptor_is_readable_when_poll_has_something(
         assert listener.poll(20_000), "not level-triggered"
         return pool.poll(0.0)
 
+    backlog: list[Message] = []
+
     def next_message() -> Message:
         until = time.monotonic() + 20
-        while not (messages := heard()):
+        while not backlog:
             assert time.monotonic() < until
-        (message,) = messages
-        return message
+            backlog.extend(heard())
+        return backlog.pop(0)
 
     assert listener.poll(50) == []
     pool.wake()
