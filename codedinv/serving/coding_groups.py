@@ -4,26 +4,14 @@ results contradict each other."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from codedinv.errors import CodedInvError
 from codedinv.schemes.scheme import Array, Decoder
-from codedinv.serving.versions import CALLERS_ERRORS, Served, Verdict
-
-_TOLERANCE = 1e-3  # the same backbone on the same query differs by rounding, far below this
-
-
-def same(a: Array, b: Array) -> bool:
-    """Are these two results of the same query, but for rounding?"""
-    difference = np.abs(a - b)
-    largest = max(float(np.abs(a).max()), float(np.abs(b).max()))
-    norm = max(float(np.linalg.norm(a)), float(np.linalg.norm(b)))
-    return bool(
-        difference.max() <= _TOLERANCE * largest and np.linalg.norm(difference) <= _TOLERANCE * norm
-    )
+from codedinv.serving.versions import CALLERS_ERRORS, Served
+from codedinv.verification import same
 
 
 class _Group:
@@ -96,21 +84,15 @@ class CodingGroups:
         Raises:
             Whatever decoder or consistency check raise.
         """
-        g = self._group(group, version)
-        served = self._served[version]
-        if served.scheme.plan.recovered == "exact":  # every slot is a copy of every other
-            runs = [of_slot[0] for of_slot in g.runs.values()]
-            return not all(same(a, b) for a, b in combinations(runs, 2)), None
-        syndrome = self._syndrome(g)
-        if served.consistency is None or syndrome is None:
-            return False, None
-        verdict: Verdict = served.consistency(syndrome)
+        check = self._served[version].consistency
+        if check is None:
+            raise LookupError("nothing to check results of this version by")
+        verdict = check(*_syndrome(self._group(group, version)))
         return bool(verdict.alarm), verdict.slot
 
     def can_check(self, version: int) -> bool:
         """Is there anything that results of this version can be checked by?"""
-        served = self._served[version]
-        return served.consistency is not None or served.scheme.plan.recovered == "exact"
+        return self._served[version].consistency is not None
 
     def compare(self, group: int, version: int, slot: int, run: int, result: Array) -> list[int]:
         """The earlier runs of a slot that agree with this one, which is kept for later ones."""
@@ -138,17 +120,17 @@ class CodingGroups:
             g = self._groups[group] = _Group(version, decoder)
         return g
 
-    @staticmethod
-    def _syndrome(g: _Group) -> Array | None:
-        """What each parity's result leaves over the data's, (r, *embedding); None where the scheme
-        has no linear code."""
-        decoder: Any = g.decoder
-        if hasattr(decoder, "syndrome"):
-            return np.asarray(decoder.syndrome(), np.float32)
-        code = getattr(decoder, "code", None)
-        if code is None:
-            return None
-        data = np.stack([g.runs[slot][0] for slot in range(code.k)])
-        parities = np.stack([g.runs[slot][0] for slot in range(code.k, code.n)])
-        coefficients = np.asarray(code.coefficients, np.float32)
-        return np.asarray(parities - np.tensordot(coefficients, data, 1), np.float32)
+
+def _syndrome(g: _Group) -> tuple[Array, Array]:
+    """What each parity's result leaves over the data's, (r, *embedding), and the size of what it
+    is the difference of, (r,); see `codedinv.verification.Check`."""
+    code: Any = g.decoder.code  # type: ignore[attr-defined]  # `Served.consistency` asked for it
+    data = np.stack([g.runs[slot][0] for slot in range(code.k)])
+    parities = np.stack([g.runs[slot][0] for slot in range(code.k, code.n)])
+    coefficients = np.asarray(code.coefficients, np.float32)
+    syndrome = np.asarray(parities - np.tensordot(coefficients, data, 1), np.float32)
+    return syndrome, np.asarray(_norms(parities) + np.abs(coefficients) @ _norms(data), np.float32)
+
+
+def _norms(embeddings: Array) -> Array:
+    return np.asarray(np.linalg.norm(embeddings.reshape(len(embeddings), -1), axis=1), np.float32)

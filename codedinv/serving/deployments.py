@@ -51,6 +51,7 @@ class Deployments:
         fallback: as `CodedServer` takes it.
         as_threads: workers are threads of this process.
         others_too: workers may know more models than they are given here.
+        verify: results are to be checked.
         start_timeout_s: for heads, encoder and fallback to show that they work.
     """
 
@@ -60,12 +61,14 @@ class Deployments:
         fallback: Fallback,
         as_threads: bool,
         others_too: bool,
+        verify: bool,
         start_timeout_s: float,
     ) -> None:
         self._scheme = scheme
         self._fallback = fallback
         self._as_threads = as_threads
         self._others_too = others_too
+        self._verify = verify
         self._start_timeout_s = start_timeout_s
 
     def prepare(self, model: ServedModel | str | Path, scheme: Scheme | None = None) -> Deployment:
@@ -81,7 +84,7 @@ class Deployments:
             CodedInvError: heads, encoder or fallback take too long.
         """
         model = load_model(model)
-        served = build_served(model, scheme or self._scheme, self._fallback)
+        served = build_served(model, scheme or self._scheme, self._fallback, self._verify)
         check = QueryCheck(tuple(model.input_shape), getattr(model, "input_range", None))
         unknown = set(served.scheme.plan.models) - {BACKBONE}
         if unknown and not self._others_too:

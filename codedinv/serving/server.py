@@ -93,7 +93,12 @@ class CodedServer:
         self.policy = policy if policy is not None else Policy()
         self._owner = os.getpid()
         self._deployments = Deployments(
-            scheme, fallback, backend == "thread", pool is not None, self.policy.start_timeout_s
+            scheme,
+            fallback,
+            as_threads=backend == "thread",
+            others_too=pool is not None,
+            verify=self.policy.verify,
+            start_timeout_s=self.policy.start_timeout_s,
         )
         self._scheme_is_fixed = isinstance(scheme, Scheme)
         self._reloading = threading.Lock()

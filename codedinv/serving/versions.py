@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,21 +15,13 @@ from codedinv.errors import CodedInvError
 from codedinv.schemes import Scheme, ServedModel, build_scheme
 from codedinv.schemes.scheme import Array
 from codedinv.serving.encoding import parities_of
+from codedinv.verification import Check, ExactConsistency, OnlineConsistency
 
 Outputs = Mapping[str, Array]  # {task: (B, outputs)}
 Fallback = Callable[[Array], Any] | Mapping[str, Any] | Literal["light"] | None
 
 # What a caller's function may do without harm to the server: anything but stop this process.
 CALLERS_ERRORS = (Exception, SystemExit)
-
-
-class Verdict(Protocol):
-    """What a consistency check says of a group."""
-
-    @property
-    def alarm(self) -> bool: ...
-    @property
-    def slot(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -41,14 +33,15 @@ class Served:
         heads: embeddings (B, *embedding) -> outputs.
         embedding_shape: what a worker must return.
         fallback: queries (B, *input) -> outputs, without any worker; None: there is none.
-        consistency: syndrome (r, *embedding) -> `Verdict`; None: only copies can be compared.
+        consistency: tells a group with a wrong result from a clean one; None: results are not
+            checked, or there is nothing to check them by.
     """
 
     scheme: Scheme
     heads: Callable[[Array], Outputs]
     embedding_shape: tuple[int, ...]
     fallback: Callable[[Array], Outputs] | None = None
-    consistency: Callable[[Array], Verdict] | None = None
+    consistency: Check | None = None
 
 
 def load_model(model: ServedModel | str | Path) -> ServedModel:
@@ -60,8 +53,10 @@ def load_model(model: ServedModel | str | Path) -> ServedModel:
     return CodedModel.load(model)
 
 
-def build_served(model: ServedModel, scheme: str | Scheme, fallback: Fallback) -> Served:
-    """Puts together what the loop needs of a model.
+def build_served(
+    model: ServedModel, scheme: str | Scheme, fallback: Fallback, verify: bool = False
+) -> Served:
+    """Puts together what the loop needs of a model; `verify`: also what results are checked by.
 
     Raises:
         ValueError: an unknown scheme, anchors that are not finite, or a fallback that does not fit
@@ -78,9 +73,21 @@ def build_served(model: ServedModel, scheme: str | Scheme, fallback: Fallback) -
         heads,
         tuple(model.embedding_shape),
         _build_fallback(fallback, model, tasks),
-        # Calibrated for the model's own code: what another scheme leaves is another matter.
-        getattr(model, "consistency", None) if built.name == "invertible" else None,
+        _build_check(model, built) if verify else None,
     )
+
+
+def _build_check(model: ServedModel, scheme: Scheme) -> Check | None:
+    plan = scheme.plan
+    code = getattr(scheme.decoder(), "code", None) if plan.n > plan.k else None
+    if code is None:
+        return None
+    if plan.recovered == "exact":  # copies
+        return ExactConsistency(code)
+    if scheme.name != "invertible":  # the model's own is calibrated for its own encoder
+        return OnlineConsistency(code, tuple(model.embedding_shape))
+    calibrated: Check | None = getattr(model, "consistency", None)
+    return calibrated or OnlineConsistency(code, tuple(model.embedding_shape))
 
 
 def try_out(served: Served, input_shape: tuple[int, ...], timeout_s: float) -> None:

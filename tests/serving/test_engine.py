@@ -203,7 +203,7 @@ def test_a_models_light_model_is_its_fallback() -> None:
 
 
 def _served(model: LinearModel, fallback: Any) -> Any:
-    return build_served(model, "invertible", fallback)
+    return build_served(model, "invertible", fallback, verify=True)
 
 
 # ---- what the core asks of the shell
@@ -249,7 +249,8 @@ def _verified(check: Any) -> Stepped:
 def test_a_full_group_is_checked_by_the_models_own_statistic() -> None:
     syndromes: list[np.ndarray] = []
 
-    def check(syndrome: np.ndarray) -> Alarm:
+    def check(syndrome: np.ndarray, scale: np.ndarray) -> Alarm:
+        assert scale.shape == (1,)
         syndromes.append(syndrome)
         return Alarm(float(np.abs(syndrome).max()) > 1e-3, 2)
 
@@ -270,7 +271,7 @@ def test_a_full_group_is_checked_by_the_models_own_statistic() -> None:
 
 
 def test_a_check_that_raises_is_told_and_harms_nobody() -> None:
-    def check(_: Any) -> Alarm:
+    def check(*_: Any) -> Alarm:
         raise ValueError("not calibrated")
 
     server = _verified(check)
@@ -285,7 +286,7 @@ def test_a_check_that_raises_is_told_and_harms_nobody() -> None:
 
 def test_copies_check_each_other() -> None:
     model = LinearModel()
-    served = build_served(model, "replication", None)
+    served = build_served(model, "replication", None, verify=True)
     server = Stepped(model, Policy(verify=True), served=served, workers=3)
     z = model.embed(model.queries(1))[0]
     absorbed = [act.Absorb(10, 0, 0, z), act.Absorb(10, 0, 1, z * np.float32(1 + 1e-6))]
@@ -298,7 +299,7 @@ def test_copies_check_each_other() -> None:
 
 
 def test_a_second_run_is_compared_with_all_before_it() -> None:
-    server = _verified(lambda syndrome: Alarm(False, None))
+    server = _verified(lambda *_: Alarm(False, None))
     z = server.model.embed(server.model.queries(1))[0]
     told = _do(
         server,
