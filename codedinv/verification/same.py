@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-# float32 results of one network on one query differ by at most 3e-6 of their size between runtimes,
+# float32 results of one network on one query differ by at most 2e-6 of their size between runtimes,
 # batch sizes and thread counts (benchmarks/receipts/corruption.json); other BLAS libraries and fast
 # convolutions reach 1e-4; a flipped exponent bit moves its element by half its value or more.
 SAME_TOLERANCE = 1e-3
