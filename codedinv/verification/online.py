@@ -27,8 +27,8 @@ class OnlineConsistency:
     What is wrong from the first group on is learnt as clean: a bundle's own calibration
     (`codedinv calibrate`) has no such blind spot and knows rarer groups. Until enough groups have
     come only one whose syndrome is four times the median's norm is an alarm. The fit runs on a
-    thread of its own, so no call waits for it. It keeps at most 64 MiB, or
-    120 groups where those are more.
+    thread of its own, so no call waits for it. It keeps at most 64 MiB of syndromes, or 120 groups
+    where those are more; the fit takes several times that for as long as it runs.
 
     Args:
         code: of the groups.
