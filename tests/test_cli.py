@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,9 @@ def reported(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict
     return result
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["evaluate"], ["export"], ["info"], ["train"]])
+@pytest.mark.parametrize(
+    "command", [[], ["calibrate"], ["demo"], ["evaluate"], ["export"], ["info"], ["train"]]
+)
 def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*command, "--help") == 0
     assert "Usage:" in capsys.readouterr().out
@@ -141,6 +144,23 @@ groups_per_step = 4
 """
 
 
+def test_calibrate_writes_one_file_and_leaves_the_networks(
+    tmp_path: Path, small_bundle: Path, idx_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(small_bundle, tmp_path / "mine")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    report = reported(capsys, "calibrate", folder, "--data", idx_folder, "--groups", 600, "--json")
+    assert report["groups"] == 600
+    assert report["false_alarms"] <= 10
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert set(after) - set(before) == {"consistency.safetensors"}
+    assert {name for name in before if after[name] != before[name]} == {"bundle.json"}
+    model = CodedModel.load(folder)
+    assert model.consistency is not None
+    assert model.metadata["consistency"]["groups"] == 600
+    assert model.metadata["macs"] == CodedModel.load(small_bundle).metadata["macs"]
+
+
 @pytest.mark.timeout(300)
 def test_two_training_commands_make_a_bundle_that_says_how(
     tmp_path: Path, idx_folder: Path, capsys: pytest.CaptureFixture[str]
@@ -157,6 +177,7 @@ def test_two_training_commands_make_a_bundle_that_says_how(
     model = CodedModel.load(out / "bundle")
     assert (model.name, model.code.k) == ("tiny", 3)
     assert model.metadata["metrics"]["images"] == 60
+    assert model.consistency is not None
     provenance = model.metadata["provenance"]
     assert list(provenance["commands"]) == ["classifier", "encoder"]
     assert provenance["recipe"]["encoder"]["k"] == 3

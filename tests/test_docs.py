@@ -91,6 +91,22 @@ def test_the_table_of_compiled_kernels_is_what_the_receipt_says(
     assert table(receipt) in (ROOT / "docs" / "kernels.md").read_text()
 
 
+def test_the_tables_of_wrong_results_are_what_the_receipt_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    program = runpy.run_path(str(ROOT / "benchmarks" / "corruption.py"))
+    receipt = json.loads((ROOT / "benchmarks" / "receipts" / "corruption.json").read_text())
+    models = receipt["result"]["models"]
+    page = (ROOT / "docs" / "verification.md").read_text()
+    assert program["table"](models) in page
+    assert program["unusual_table"](models) in page
+    assert program["bars"](models) == receipt["result"]["bars"]
+    missed = [bar["claim"] for bar in receipt["result"]["bars"] if not bar["met"]]
+    assert missed == ["fashion-mnist-k10: exponent bit 23 flipped, found within 3 groups"]
+    assert "One bar is missed" in page
+
+
 def test_a_table_has_a_row_for_each_receipt_and_half_widths() -> None:
     result = {
         "model": "m", "n": 5, "k": 4, "encoder_over_backbone": 0.0871, "A_n": 88.0, "A_d": 87.0,

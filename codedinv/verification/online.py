@@ -14,7 +14,8 @@ from codedinv.verification.consistency import Consistency, Floats, Verdict
 from codedinv.verification.fit import RANK, fit_consistency
 
 _LARGEST_BYTES = 64 * 2**20
-_FEWEST, _MOST = 96, 3072
+# At least half of the groups lie below three times the median norm: enough to fit on.
+_FEWEST, _MOST = 120, 3072
 _EARLY = 16  # groups, before which nothing is an alarm
 _EARLY_TIMES_MEDIAN = 4.0
 _OUTLIER_TIMES_MEDIAN = 3.0
@@ -26,16 +27,17 @@ class OnlineConsistency:
     What is wrong from the first group on is learnt as clean: a bundle's own calibration
     (`codedinv calibrate`) has no such blind spot and knows rarer groups. Until enough groups have
     come only one whose syndrome is four times the median's norm is an alarm. The fit runs on a
-    thread of its own, so no call waits for it. It keeps at most 64 MiB.
+    thread of its own, so no call waits for it. It keeps at most 64 MiB of syndromes, or 120 groups
+    where those are more; the fit takes several times that for as long as it runs.
 
     Args:
         code: of the groups.
         embedding_shape: of one result.
-        groups: to learn from; None: 3072, or as many as 64 MiB hold, at least 96.
+        groups: to learn from; None: 3072, or as many as 64 MiB hold, at least 120.
         rate: false alarms per clean group, once fitted.
 
     Raises:
-        ValueError: fewer than 96 groups.
+        ValueError: fewer than 120 groups.
     """
 
     def __init__(

@@ -92,25 +92,27 @@ def test_an_online_check_learns_what_is_clean_and_then_finds_noise() -> None:
 
 
 def test_an_online_check_neither_learns_nor_passes_a_gross_outlier() -> None:
-    check = OnlineConsistency(ONE.code, SHAPE, groups=96)
+    check = OnlineConsistency(ONE.code, SHAPE, groups=120)
     clean = ONE.clean(200, seed=4)
     for syndrome in clean[:20]:
         check(syndrome)
     assert check(50 * clean[20]).alarm
     assert check(np.full((1, *SHAPE), np.nan, np.float32)).score == math.inf
-    for syndrome in clean[20:95]:
+    for syndrome in clean[20:119]:
         check(syndrome)
     assert not check.wait(0)  # the outliers were not counted
-    check(clean[95])
+    check(clean[119])
     assert check.wait(60)
 
 
 def test_an_online_check_of_large_embeddings_keeps_to_its_memory() -> None:
     check = OnlineConsistency(Code.uniform(2), (1000, 300))
     assert check._rows is not None
-    assert check._rows.nbytes <= 1.8 * 2**26  # its 96 groups, where 64 MiB would hold fewer
+    assert (
+        check._rows.nbytes <= 120 * 1000 * 300 * 4
+    )  # the fewest groups, where 64 MiB would hold fewer
     with pytest.raises(ValueError, match="groups"):
-        OnlineConsistency(Code.uniform(2), (4,), groups=95)
+        OnlineConsistency(Code.uniform(2), (4,), groups=119)
 
 
 # ---- same
