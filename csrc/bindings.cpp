@@ -73,6 +73,16 @@ class PyDecoder {
     return py::array_t<double>(static_cast<py::ssize_t>(norms.size()), norms.data());
   }
 
+  py::array syndrome(const py::object& out) const {
+    std::vector<std::int64_t> shape = shape_;
+    shape.insert(shape.begin(), static_cast<std::int64_t>(decoder_.r()));
+    const py::dtype wide = stored_ == DType::f64 ? py::dtype::of<double>() : py::dtype::of<float>();
+    py::array rows = out.is_none() ? py::array(wide, shape) : checked_out(out, wide, shape);
+    void* data = rows.mutable_data();
+    without_gil([&] { decoder_.syndrome(data); });
+    return rows;
+  }
+
   void reset() {
     without_gil([&] { decoder_.reset(); });
   }
@@ -145,6 +155,29 @@ class PyDecoder {
     push_row(slot, copy.data());
   }
 
+  // `out` if it is an array of this dtype and shape that can be written row after row.
+  static py::array checked_out(const py::object& out, const py::dtype& dtype,
+                               const std::vector<std::int64_t>& shape) {
+    const std::string wanted = "out: expected a writeable, contiguous array of " +
+                               py::str(dtype).cast<std::string>() + " and shape " +
+                               shape_text(shape.data(), shape.size()) + ", got ";
+    if (!py::isinstance<py::array>(out)) {
+      throw py::type_error(wanted +
+                           py::str(py::type::handle_of(out).attr("__name__")).cast<std::string>());
+    }
+    const auto array = py::reinterpret_borrow<py::array>(out);
+    const auto* dims = reinterpret_cast<const std::int64_t*>(array.shape());
+    const std::size_t rank = static_cast<std::size_t>(array.ndim());
+    const bool same_shape = rank == shape.size() && std::equal(shape.begin(), shape.end(), dims);
+    const bool flat = (array.flags() & kContiguousAligned) == kContiguousAligned;
+    if (!same_shape || !flat || !array.writeable() || !array.dtype().equal(dtype)) {
+      throw py::value_error(
+          wanted + (array.writeable() ? "" : "read-only ") + (flat ? "" : "strided or unaligned ") +
+          py::str(array.dtype()).cast<std::string>() + " of shape " + shape_text(dims, rank));
+    }
+    return array;
+  }
+
   void check_shape(const std::int64_t* dims, std::size_t count) const {
     if (count == shape_.size() && std::equal(shape_.begin(), shape_.end(), dims)) return;
     throw py::value_error("embedding: expected shape " + shape_text(shape_.data(), shape_.size()) +
@@ -200,6 +233,7 @@ PYBIND11_MODULE(_decoder, module) {
       .def("estimate", &PyDecoder::estimate, py::arg("slot"))
       .def("recover", &PyDecoder::recover)
       .def("residual", &PyDecoder::residual)
+      .def("syndrome", &PyDecoder::syndrome, py::arg("out") = py::none())
       .def("reset", &PyDecoder::reset)
       .def_property_readonly("shape", &PyDecoder::shape)
       .def_property_readonly("dtype", &PyDecoder::dtype);

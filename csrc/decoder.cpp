@@ -220,6 +220,26 @@ std::vector<double> Decoder::residual() const {
   return relative;
 }
 
+void Decoder::syndrome(void* out) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (count_ < n()) {
+    throw std::invalid_argument("syndrome: expected results of all " + std::to_string(n()) +
+                                " slots, none came for " + absent_locked());
+  }
+  const std::size_t bytes = length_ * accumulator_size_of(dtype_);
+  for (std::size_t i = 0; i < r_; ++i) {
+    std::memcpy(static_cast<unsigned char*>(out) + i * bytes, accumulator(i), bytes);
+  }
+}
+
+std::string Decoder::absent_locked() const {
+  std::string text;
+  for (std::size_t slot = 0; slot < n(); ++slot) {
+    if (!has_[slot]) text += (text.empty() ? "slot " : ", ") + std::to_string(slot);
+  }
+  return text;
+}
+
 void Decoder::reset() {
   const std::lock_guard<std::mutex> lock(mutex_);
   std::memset(accumulators_.get(), 0, r_ * row_bytes_);

@@ -5,6 +5,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -57,6 +58,11 @@ class Decoder {
   // Throws std::invalid_argument until all n results have arrived.
   std::vector<double> residual() const;
 
+  // The syndrome parity_i - sum_j c_ij data_j of every parity: r rows of `length` accumulator
+  // elements (fp64 for f64, fp32 for all others), written to `out` one after another.
+  // Throws std::invalid_argument, naming the absent slots, until all n results have arrived.
+  void syndrome(void* out) const;
+
   void reset();  // as newly made
 
   std::size_t k() const { return k_; }
@@ -78,6 +84,7 @@ class Decoder {
   unsigned char* accumulator(std::size_t parity) const;
   std::vector<std::size_t> missing_locked() const;
   std::vector<std::size_t> arrived_parities_locked() const;
+  std::string absent_locked() const;  // "slot 0, 4"
   Row combine_locked(const std::vector<std::size_t>& parities, const double* weights) const;
   // Weights of recovery: one row per missing slot, one column per arrived parity.
   std::vector<double> recovery_weights(const std::vector<std::size_t>& parities,

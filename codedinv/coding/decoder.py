@@ -56,6 +56,10 @@ class StreamingDecoder(Decoder):
         residual(): (r,) float64, |parity_i - sum_j c_ij z_j| / (|parity_i| + sum_j |c_ij| |z_j|) of
             each parity: rounding noise where all results are consistent. ValueError until all n
             results are in.
+        syndrome(out=None): (r, *shape), the rows parity_i - sum_j c_ij z_j whose norms `residual`
+            gives, in float32 (float64 for float64); written to `out`, a contiguous array of that
+            shape and dtype, where one is given. ValueError, naming the absent slots, until all n
+            results are in.
         reset(): forgets all results.
 
     Properties: `ready` (any k results are in), `missing` (data slots without a result, ascending),
