@@ -2,12 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
-#include <string>
-
-#include "least_squares.hpp"
+#include <utility>
 
 namespace codedinv {
 namespace {
@@ -15,6 +14,14 @@ namespace {
 // Elements handled at a time, so that a long row is read from memory once for all r accumulators:
 // 16 KiB of fp32 input and as much accumulator stay in a 32 KiB first-level cache.
 constexpr std::size_t kBlock = 4096;
+// The same for recovery, which has up to 2 r rows at once.
+constexpr std::size_t kRecoveredBlock = 512;
+// Accumulators of more than this are written past the caches. Smaller ones mostly still lie in the
+// third level at the next push, and there the second reading of the input costs nothing.
+constexpr std::size_t kCachedBytes = std::size_t{4} << 20;
+
+// The same for all rows of a recovery, in and out.
+constexpr std::size_t kRecoveredCachedBytes = std::size_t{16} << 20;
 
 std::vector<double> checked(std::vector<double> coefficients, std::size_t k, std::size_t r,
                             std::size_t length) {
@@ -27,21 +34,48 @@ std::vector<double> checked(std::vector<double> coefficients, std::size_t k, std
     throw std::invalid_argument("coefficients: expected " + std::to_string(k * r) + ", got " +
                                 std::to_string(coefficients.size()));
   }
+  // Two rows of doubles a parity, each padded by less than 128, in what a pointer difference can
+  // hold.
+  const std::size_t most = PTRDIFF_MAX / (2 * r) / sizeof(double) - 128;
+  if (length > most) {
+    throw std::invalid_argument("length: expected at most " + std::to_string(most) +
+                                " elements, which an address space can hold, got " +
+                                std::to_string(length));
+  }
   return coefficients;
 }
 
-// Norm of a row of finite elements; throws if one is not finite.
-double finite_norm(const Kernels& kernels, DType dtype, const void* row, std::size_t length,
-                   std::size_t slot) {
-  const double squares = kernels.sum_squares[static_cast<int>(dtype)](row, length);
-  // Outside this range squares may have overflowed or vanished; embeddings never come near it.
-  constexpr double kSmallest = 1e-24, kLargest = std::numeric_limits<double>::max();
-  if (squares >= kSmallest && squares <= kLargest) return std::sqrt(squares);
-  if (!all_finite(dtype, row, length)) {
-    throw std::invalid_argument("embedding: expected finite values, slot " + std::to_string(slot) +
-                                "'s holds a NaN or an infinity");
-  }
-  return scaled_norm(dtype, row, length);
+std::size_t padded(std::size_t bytes) { return (bytes + kCacheLine - 1) / kCacheLine * kCacheLine; }
+
+// Rows that are a multiple of a page apart would compete for the same lines of the first level.
+std::size_t row_pitch(std::size_t bytes) {
+  constexpr std::size_t kPage = 4096, kStagger = 9 * kCacheLine;
+  return padded(bytes) % kPage == 0 ? padded(bytes) + kStagger : padded(bytes);
+}
+
+std::string percent(double share) {
+  return share < 10 ? std::to_string(std::lround(100 * share)) + " %" : "more than 1000 %";
+}
+
+[[noreturn]] void throw_not_finite(std::size_t slot) {
+  throw std::invalid_argument("embedding: expected finite values, slot " + std::to_string(slot) +
+                              "'s holds a NaN or an infinity");
+}
+
+[[noreturn]] void throw_overflow(DType dtype, bool unchecked) {
+  throw std::invalid_argument(
+      std::string("overflow: a sum of the results pushed is too large for ") + name_of(dtype) +
+      (unchecked ? ", or one pushed without a check is not finite" : ""));
+}
+
+bool finite_row(const Kernels& kernels, DType dtype, const void* row, std::size_t n) {
+  return std::isfinite(kernels.sum_squares[static_cast<int>(dtype)](row, n)) ||
+         all_finite(dtype, row, n);
+}
+
+// Beyond this range squares may have overflowed or vanished; embeddings never come near it.
+bool trusted(double squares) {
+  return squares >= 1e-24 && squares <= std::numeric_limits<double>::max();
 }
 
 }  // namespace
@@ -54,182 +88,135 @@ Decoder::Decoder(std::vector<double> coefficients, std::size_t k, std::size_t r,
       length_(length),
       dtype_(dtype),
       kernels_(&kernels),
-      row_bytes_((length * accumulator_size_of(dtype) + kAlignment - 1) / kAlignment * kAlignment),
-      accumulators_(aligned_zeros(r * row_bytes_)),
+      row_bytes_(row_pitch(length * accumulator_size_of(dtype))),
+      past_caches_(length * accumulator_size_of(dtype) > kCachedBytes &&
+                   kernels.axpy_past_caches[static_cast<int>(dtype)] != nullptr),
+      memory_(aligned_bytes((past_caches_ ? 2 : 1) * r * row_bytes_)),
       scales_(r),
-      has_(k + r) {}
-
-Decoder::AlignedBytes Decoder::aligned_zeros(std::size_t bytes) {
-  AlignedBytes memory(new (std::align_val_t(kAlignment)) unsigned char[bytes]);
-  std::memset(memory.get(), 0, bytes);
-  return memory;
+      has_(k + r) {
+  std::memset(memory_.get(), 0, r * row_bytes_);
+  for (std::size_t i = 0; i < r; ++i) {
+    accumulators_.push_back(memory_.get() + i * row_bytes_);
+    if (past_caches_) spares_.push_back(memory_.get() + (r + i) * row_bytes_);
+  }
 }
 
-unsigned char* Decoder::accumulator(std::size_t parity) const {
-  return accumulators_.get() + parity * row_bytes_;
+// Norm of a row; not finite where an element is not.
+double Decoder::norm(DType dtype, const void* row) const {
+  const double squares = kernels_->sum_squares[static_cast<int>(dtype)](row, length_);
+  return trusted(squares) ? std::sqrt(squares) : scaled_norm(dtype, row, length_);
 }
 
-void Decoder::push(std::size_t slot, const void* row) {
+void Decoder::push(std::size_t slot, const void* row, bool check) {
   if (slot >= n()) {
     throw std::invalid_argument("slot: expected 0 to " + std::to_string(n() - 1) + ", got " +
                                 std::to_string(slot));
   }
-  const double norm = finite_norm(*kernels_, dtype_, row, length_, slot);
-  const auto axpy = kernels_->axpy[static_cast<int>(dtype_)];
-  const std::size_t element = size_of(dtype_), lane = accumulator_size_of(dtype_);
-  const unsigned char* bytes = static_cast<const unsigned char*>(row);
-
+  const auto* bytes = static_cast<const unsigned char*>(row);
+  double size = 0;
+  if (check && !past_caches_) {
+    size = norm(dtype_, row);
+    if (!std::isfinite(size) && !all_finite(dtype_, row, length_)) throw_not_finite(slot);
+  }
   const std::lock_guard<std::mutex> lock(mutex_);
+  refuse_duplicate_locked(slot);
+  if (check && past_caches_) {
+    size = add_past_caches_locked(slot, bytes);
+  } else {
+    add_in_place_locked(slot, bytes);
+  }
+  unknown_norm_ |= !check;
+  if (slot >= k_) {
+    scales_[slot - k_] += size;
+  } else {
+    for (std::size_t i = 0; i < r_; ++i) {
+      scales_[i] += std::abs(coefficients_[i * k_ + slot]) * size;
+    }
+  }
+  arrive_locked(slot);
+}
+
+void Decoder::refuse_duplicate_locked(std::size_t slot) const {
   if (has_[slot]) {
     throw std::invalid_argument("slot: " + std::to_string(slot) + " already has a result");
   }
-  has_[slot] = true;
-  ++count_;
+}
+
+void Decoder::add_in_place_locked(std::size_t slot, const unsigned char* row) {
+  const auto axpy = kernels_->axpy[static_cast<int>(dtype_)];
   if (slot >= k_) {
-    axpy(accumulator(slot - k_), 1.0, row, length_);
-    scales_[slot - k_] += norm;
+    axpy(accumulators_[slot - k_], 1.0, row, length_);
     return;
   }
+  const std::size_t element = size_of(dtype_), lane = accumulator_size_of(dtype_);
   for (std::size_t begin = 0; begin < length_; begin += kBlock) {
     const std::size_t size = std::min(kBlock, length_ - begin);
     for (std::size_t i = 0; i < r_; ++i) {
-      axpy(accumulator(i) + begin * lane, -coefficients_[i * k_ + slot], bytes + begin * element,
+      axpy(accumulators_[i] + begin * lane, -coefficients_[i * k_ + slot], row + begin * element,
            size);
     }
   }
-  for (std::size_t i = 0; i < r_; ++i) {
-    scales_[i] += std::abs(coefficients_[i * k_ + slot]) * norm;
+}
+
+// Reads a large row from memory once, for norm and sum together. A NaN may turn up at its very end,
+// and the accumulators must then be as before; so the sums go to the spare rows, which cost no more
+// traffic than writing in place, and are exchanged with the accumulators when all was well.
+double Decoder::add_past_caches_locked(std::size_t slot, const unsigned char* row) {
+  const auto axpy = kernels_->axpy_past_caches[static_cast<int>(dtype_)];
+  const std::size_t element = size_of(dtype_), lane = accumulator_size_of(dtype_);
+  const std::size_t first = slot < k_ ? 0 : slot - k_, last = slot < k_ ? r_ : first + 1;
+  double squares = 0;
+  for (std::size_t begin = 0; begin < length_; begin += kBlock) {
+    const std::size_t size = std::min(kBlock, length_ - begin);
+    const unsigned char* block = row + begin * element;
+    double of_block = 0;
+    for (std::size_t i = first; i < last; ++i) {
+      const double c = slot < k_ ? -coefficients_[i * k_ + slot] : 1.0;
+      of_block = axpy(spares_[i] + begin * lane, accumulators_[i] + begin * lane, c, block, size);
+    }
+    if (!std::isfinite(of_block) && !all_finite(dtype_, block, size)) throw_not_finite(slot);
+    squares += of_block;
   }
+  kernels_->fence();
+  for (std::size_t i = first; i < last; ++i) std::swap(accumulators_[i], spares_[i]);
+  return trusted(squares) ? std::sqrt(squares) : scaled_norm(dtype_, row, length_);
+}
+
+void Decoder::arrive_locked(std::size_t slot) {
+  const std::lock_guard<std::mutex> lock(has_mutex_);
+  has_[slot] = true;
+  ++count_;
 }
 
 bool Decoder::ready() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::lock_guard<std::mutex> lock(has_mutex_);
   return count_ >= k_;
 }
 
 bool Decoder::arrived(std::size_t slot) const {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::lock_guard<std::mutex> lock(has_mutex_);
   return has_.at(slot);
 }
 
-std::vector<std::size_t> Decoder::missing() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
+Slots Decoder::missing() const {
+  const std::lock_guard<std::mutex> lock(has_mutex_);
   return missing_locked();
 }
 
-std::vector<std::size_t> Decoder::missing_locked() const {
-  std::vector<std::size_t> slots;
+Slots Decoder::missing_locked() const {
+  Slots slots;
   for (std::size_t j = 0; j < k_; ++j) {
     if (!has_[j]) slots.push_back(j);
   }
   return slots;
 }
 
-std::vector<std::size_t> Decoder::arrived_parities_locked() const {
-  std::vector<std::size_t> parities;
+Slots Decoder::arrived_parities_locked() const {
+  Slots parities;
   for (std::size_t i = 0; i < r_; ++i) {
     if (has_[k_ + i]) parities.push_back(i);
   }
   return parities;
-}
-
-std::vector<double> Decoder::recovery_weights(const std::vector<std::size_t>& parities,
-                                              const std::vector<std::size_t>& missing) const {
-  std::vector<double> system;
-  system.reserve(parities.size() * missing.size());
-  for (std::size_t i : parities) {
-    for (std::size_t j : missing) system.push_back(coefficients_[i * k_ + j]);
-  }
-  return pseudo_inverse(system, parities.size(), missing.size());
-}
-
-Decoder::Row Decoder::combine_locked(const std::vector<std::size_t>& parities,
-                                     const double* weights) const {
-  // Accumulators are read as rows of their own type, so the sum stays in full precision.
-  const DType wide = dtype_ == DType::f64 ? DType::f64 : DType::f32;
-  const auto axpy = kernels_->axpy[static_cast<int>(wide)];
-  const auto store = kernels_->store[static_cast<int>(dtype_)];
-  const std::size_t element = size_of(dtype_), lane = accumulator_size_of(dtype_);
-  Row out(new unsigned char[length_ * element]);
-  std::vector<unsigned char> sum(std::min(kBlock, length_) * lane);
-  for (std::size_t begin = 0; begin < length_; begin += kBlock) {
-    const std::size_t size = std::min(kBlock, length_ - begin);
-    std::fill(sum.begin(), sum.end(), static_cast<unsigned char>(0));
-    for (std::size_t p = 0; p < parities.size(); ++p) {
-      axpy(sum.data(), weights[p], accumulator(parities[p]) + begin * lane, size);
-    }
-    store(out.get() + begin * element, sum.data(), size);
-  }
-  return out;
-}
-
-std::vector<std::pair<std::size_t, Decoder::Row>> Decoder::recover() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (count_ < k_) {
-    throw std::invalid_argument("recover: expected results of any " + std::to_string(k_) +
-                                " slots, got " + std::to_string(count_));
-  }
-  std::vector<std::pair<std::size_t, Row>> rows;
-  const auto missing = missing_locked();
-  if (missing.empty()) return rows;
-  const auto parities = arrived_parities_locked();
-  const auto weights = recovery_weights(parities, missing);
-  for (std::size_t m = 0; m < missing.size(); ++m) {
-    rows.emplace_back(missing[m], combine_locked(parities, &weights[m * parities.size()]));
-  }
-  return rows;
-}
-
-Decoder::Row Decoder::estimate(std::size_t slot) const {
-  if (slot >= k_) {
-    throw std::invalid_argument("slot: expected a data slot, 0 to " + std::to_string(k_ - 1) +
-                                ", got " + std::to_string(slot));
-  }
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (has_[slot]) {
-    throw std::invalid_argument("slot: " + std::to_string(slot) +
-                                " has its exact result, which the decoder does not keep; only a "
-                                "missing slot is estimated");
-  }
-  auto parities = arrived_parities_locked();
-  if (count_ >= k_) {
-    const auto missing = missing_locked();
-    const auto weights = recovery_weights(parities, missing);
-    const auto row = std::find(missing.begin(), missing.end(), slot) - missing.begin();
-    return combine_locked(parities, &weights[static_cast<std::size_t>(row) * parities.size()]);
-  }
-  if (parities.empty()) {
-    for (std::size_t i = 0; i < r_; ++i) parities.push_back(i);
-  }
-  const auto weights = recovery_weights(parities, {slot});
-  return combine_locked(parities, weights.data());
-}
-
-std::vector<double> Decoder::residual() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (count_ < n()) {
-    throw std::invalid_argument("residual: expected results of all " + std::to_string(n()) +
-                                " slots, got " + std::to_string(count_));
-  }
-  const DType wide = dtype_ == DType::f64 ? DType::f64 : DType::f32;
-  std::vector<double> relative(r_);
-  for (std::size_t i = 0; i < r_; ++i) {
-    const double norm = scaled_norm(wide, accumulator(i), length_);
-    relative[i] = scales_[i] > 0 ? norm / scales_[i] : 0.0;
-  }
-  return relative;
-}
-
-void Decoder::syndrome(void* out) const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (count_ < n()) {
-    throw std::invalid_argument("syndrome: expected results of all " + std::to_string(n()) +
-                                " slots, none came for " + absent_locked());
-  }
-  const std::size_t bytes = length_ * accumulator_size_of(dtype_);
-  for (std::size_t i = 0; i < r_; ++i) {
-    std::memcpy(static_cast<unsigned char*>(out) + i * bytes, accumulator(i), bytes);
-  }
 }
 
 std::string Decoder::absent_locked() const {
@@ -240,10 +227,135 @@ std::string Decoder::absent_locked() const {
   return text;
 }
 
+void Decoder::refuse_noise(const Slots& parities, const Slots& missing, std::size_t slot,
+                           const double* weights) const {
+  const double noise = rounding_noise(coefficients_, k_, parities, missing, weights, dtype_);
+  if (noise <= kLargestNoise) return;
+  throw std::invalid_argument(
+      std::string("recovery: rounding of ") + name_of(dtype_) + " alone would put slot " +
+      std::to_string(slot) + " off by about " + percent(noise) + " of an embedding (at most " +
+      percent(kLargestNoise) +
+      "): results of a wider dtype or a better conditioned code are needed");
+}
+
+void Decoder::combine_locked(const Slots& parities, const double* weights, const Rows& outs) const {
+  const auto combine = kernels_->combine[static_cast<int>(dtype_)];
+  const std::size_t element = size_of(dtype_), lane = accumulator_size_of(dtype_);
+  // Many bytes are made in a first-level block and written past the caches, which leaves the
+  // accumulators there and spares reading what is overwritten.
+  const bool past_caches = kernels_->copy_past_caches != nullptr &&
+                           (parities.size() + outs.size()) * length_ * lane > kRecoveredCachedBytes;
+  const std::size_t block_bytes = padded(kRecoveredBlock * element);
+  const AlignedBytes scratch = aligned_bytes(past_caches ? outs.size() * block_bytes : 1);
+  std::vector<void*> to(outs.size());
+  std::vector<const void*> from(parities.size());
+  for (std::size_t begin = 0; begin < length_; begin += kRecoveredBlock) {
+    const std::size_t size = std::min(kRecoveredBlock, length_ - begin);
+    for (std::size_t m = 0; m < to.size(); ++m) {
+      to[m] = past_caches ? scratch.get() + m * block_bytes : outs[m] + begin * element;
+    }
+    for (std::size_t p = 0; p < from.size(); ++p) {
+      from[p] = accumulators_[parities[p]] + begin * lane;
+    }
+    combine(to.data(), to.size(), weights, from.data(), from.size(), size);
+    for (std::size_t m = 0; m < to.size(); ++m) {
+      if (!finite_row(*kernels_, dtype_, to[m], size)) throw_overflow(dtype_, unknown_norm_);
+      if (!past_caches) continue;
+      kernels_->copy_past_caches(outs[m] + begin * element, to[m], size * element);
+    }
+  }
+  kernels_->fence();
+}
+
+bool Decoder::recover(const Slots& slots, void* const* rows) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (count_ < k_) {
+    throw std::invalid_argument("recover: expected results of any " + std::to_string(k_) +
+                                " slots, got " + std::to_string(count_));
+  }
+  const Slots missing = missing_locked();
+  if (missing != slots) return false;
+  if (missing.empty()) return true;
+  const Slots parities = arrived_parities_locked();
+  const auto weights = recovery_weights(coefficients_, k_, parities, missing);
+  Rows outs;
+  for (std::size_t m = 0; m < missing.size(); ++m) {
+    refuse_noise(parities, missing, missing[m], &weights[m * parities.size()]);
+    outs.push_back(static_cast<unsigned char*>(rows[m]));
+  }
+  combine_locked(parities, weights.data(), outs);
+  return true;
+}
+
+void Decoder::estimate(std::size_t slot, void* row) const {
+  if (slot >= k_) {
+    throw std::invalid_argument("slot: expected a data slot, 0 to " + std::to_string(k_ - 1) +
+                                ", got " + std::to_string(slot));
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (has_[slot]) {
+    throw std::invalid_argument("slot: " + std::to_string(slot) +
+                                " has its exact result, which the decoder does not keep; only a "
+                                "missing slot is estimated");
+  }
+  const Rows out = {static_cast<unsigned char*>(row)};
+  Slots parities = arrived_parities_locked();
+  if (count_ >= k_) {
+    const Slots missing = missing_locked();
+    const auto weights = recovery_weights(coefficients_, k_, parities, missing);
+    const auto at = std::find(missing.begin(), missing.end(), slot) - missing.begin();
+    const double* own = &weights[static_cast<std::size_t>(at) * parities.size()];
+    refuse_noise(parities, missing, slot, own);
+    combine_locked(parities, own, out);
+    return;
+  }
+  if (parities.empty()) {
+    for (std::size_t i = 0; i < r_; ++i) parities.push_back(i);
+  }
+  combine_locked(parities, recovery_weights(coefficients_, k_, parities, {slot}).data(), out);
+}
+
+std::vector<double> Decoder::residual() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (count_ < n()) {
+    throw std::invalid_argument("residual: expected results of all " + std::to_string(n()) +
+                                " slots, got " + std::to_string(count_));
+  }
+  if (unknown_norm_) {
+    throw std::invalid_argument(
+        "residual: expected results whose norms are known, some were pushed without a check");
+  }
+  const DType wide = accumulator_of(dtype_);
+  std::vector<double> relative(r_);
+  for (std::size_t i = 0; i < r_; ++i) {
+    const double size = norm(wide, accumulators_[i]);
+    if (!std::isfinite(size) || !std::isfinite(scales_[i])) throw_overflow(wide, unknown_norm_);
+    relative[i] = scales_[i] > 0 ? size / scales_[i] : 0.0;
+  }
+  return relative;
+}
+
+void Decoder::syndrome(void* out) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (count_ < n()) {
+    throw std::invalid_argument("syndrome: expected results of all " + std::to_string(n()) +
+                                " slots, none came for " + absent_locked());
+  }
+  const DType wide = accumulator_of(dtype_);
+  const std::size_t bytes = length_ * size_of(wide);
+  for (std::size_t i = 0; i < r_; ++i) {
+    if (!finite_row(*kernels_, wide, accumulators_[i], length_))
+      throw_overflow(wide, unknown_norm_);
+    std::memcpy(static_cast<unsigned char*>(out) + i * bytes, accumulators_[i], bytes);
+  }
+}
+
 void Decoder::reset() {
   const std::lock_guard<std::mutex> lock(mutex_);
-  std::memset(accumulators_.get(), 0, r_ * row_bytes_);
+  for (unsigned char* row : accumulators_) std::memset(row, 0, row_bytes_);
   std::fill(scales_.begin(), scales_.end(), 0.0);
+  unknown_norm_ = false;
+  const std::lock_guard<std::mutex> has_lock(has_mutex_);
   std::fill(has_.begin(), has_.end(), false);
   count_ = 0;
 }
