@@ -91,7 +91,7 @@ class Code:
         For r > 1 coefficients of both signs, row norms sum_j |c_ij| at most 2. Taken from a table
         for k up to 24 (r = 2), 20 (r = 3, 4), 12 (r = 5) or 10 (r = 6), so the same everywhere;
         else found by a seeded search that takes seconds, once a process. A condition number grows
-        with k and steeply with r: 27 at (12, 10), 240 at (14, 10), 4,600 at (24, 20).
+        with k and steeply with r: 27 at (12, 10), 231 at (14, 10), 6,600 at (24, 20).
         """
         if _positive("r", r) == 1:
             return cls.uniform(k)

@@ -51,9 +51,7 @@ class Effort:
     patterns_per_size: int
 
 
-def effort_for_the_table(k: int, r: int) -> Effort:
-    """Up to some minutes on one core; more where there is more to choose."""
-    return Effort(20, 6, 200, 6, 300, 40_000) if k * r >= 48 else Effort(20, 5, 150, 5, 150, 40_000)
+FOR_THE_TABLE = Effort(20, 5, 150, 5, 150, 40_000)
 
 
 def effort_at_run_time(r: int) -> Effort:
@@ -192,7 +190,7 @@ def main() -> None:
         for k in range(2, largest + 1):
             if f"{k},{r}" in table:
                 continue
-            c = search(k, r, effort_for_the_table(k, r))
+            c = search(k, r, FOR_THE_TABLE)
             found = worst(c)
             table[f"{k},{r}"] = {
                 "grains": (c / GRAIN).astype(int).tolist(),
