@@ -5,10 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(wildcard csrc/*.cpp csrc/*.hpp)
+CLANG ?= clang++
 SANITIZED := build/asan build/tsan
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo chaos test test-all test-servers test-cpp bench lint format clean
+.PHONY: help setup demo chaos test test-all test-servers test-cpp test-cpp-clang bench lint format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -43,18 +44,26 @@ test-all: test-cpp ## all tests that need no GPU and no other server
 test-servers: $(STAMP) ## tests against other servers
 	$(BIN)/python -m pytest -m servers
 
+# Debian's clang needs its sanitizers' package too: apt-get install clang-14 libclang-rt-14-dev.
 # AddressSanitizer with UndefinedBehaviorSanitizer, and ThreadSanitizer, each in a build of its own.
 build/asan/CMakeCache.txt: SANITIZE := address,undefined
 build/tsan/CMakeCache.txt: SANITIZE := thread
+build/clang-asan/CMakeCache.txt: SANITIZE := address,undefined
+build/clang-tsan/CMakeCache.txt: SANITIZE := thread
+build/clang-asan/CMakeCache.txt build/clang-tsan/CMakeCache.txt: \
+  COMPILER := -DCMAKE_CXX_COMPILER=$(CLANG)
 build/%/CMakeCache.txt: CMakeLists.txt csrc/tests/CMakeLists.txt | $(STAMP)
 	@rm -f $@
-	$(BIN)/cmake -S . -B build/$* -DCODEDINV_SANITIZE=$(SANITIZE) --log-level=WARNING
+	$(BIN)/cmake -S . -B build/$* -DCODEDINV_SANITIZE=$(SANITIZE) $(COMPILER) --log-level=WARNING
 
 test-cpp: $(STAMP) $(SANITIZED:%=%/CMakeCache.txt) ## the C++ tests alone
 	@for build in $(SANITIZED); do \
 	  env -u MAKEFLAGS -u MAKELEVEL $(BIN)/cmake --build $$build --parallel && \
 	  $(BIN)/ctest --test-dir $$build --parallel 2 --output-on-failure || exit 1; \
 	done
+
+test-cpp-clang: $(STAMP) ## the C++ tests under clang and its sanitizers (CLANG=clang++-14)
+	@$(MAKE) --no-print-directory test-cpp SANITIZED="build/clang-asan build/clang-tsan"
 
 bench: $(STAMP) ## CPU benchmarks; receipts in benchmarks/receipts/
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,ops

@@ -1,20 +1,31 @@
 """Measures the streaming decoder against its bars and writes the receipt.
 
-    python benchmarks/decoder.py [--trials N]
+    python benchmarks/decoder.py [--trials N] [--before FOLDER]
 
-Every ratio is between medians of pushes timed in turn in one loop, so that whatever else the
-machine does falls on both sides. The timer's own cost is measured in the same loop and subtracted.
+Every ratio of small pushes is between medians of pushes timed in turn in one loop, so that whatever
+else the machine does falls on both sides; the timer's own cost is measured in the same loop and
+subtracted. Large rows and recoveries are compared round by round, and the median of the rounds'
+ratios counts. torch runs on one thread, as the decoder does.
+
+FOLDER is a checkout of an earlier commit with its extension built in place, such as
+
+    git worktree add FOLDER COMMIT && cd FOLDER && python setup.py build_ext --inplace
+
+which a process of its own times in turn with this one.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
 import torch
+from decoder_large import large_rows, recovery_before_and_now
+from decoder_pushes import Pusher, medians, random_row
 from receipt import bar, cpu_name, write_receipt
 
 from codedinv import Code, StreamingDecoder
@@ -22,41 +33,6 @@ from codedinv.coding import _decoder, reference
 
 LENGTHS = (784, 3072, 65_536, 1_048_576)
 DTYPES = ("float32", "float64", "float16", "bfloat16")
-
-
-class Pusher:
-    """Pushes one row to the next slot of a decoder, over and over."""
-
-    def __init__(self, decoder: Any, slots: int, row: Any) -> None:
-        self.decoder, self.slots, self.row = decoder, slots, row
-        self.next = 0
-        self.nanoseconds: list[int] = []
-
-    def time_one(self) -> None:
-        if self.next == self.slots:
-            self.decoder.reset()
-            self.next = 0
-        push, slot, row = self.decoder.push, self.next, self.row
-        start = perf_counter_ns()
-        push(slot, row)
-        self.nanoseconds.append(perf_counter_ns() - start)
-        self.next += 1
-
-
-def medians(pushers: dict[str, Pusher], trials: int) -> dict[str, float]:
-    """Median time of a push of each, in nanoseconds, timed in turn, less the timer's own."""
-    timer: list[int] = []
-    for _ in range(trials):
-        for pusher in pushers.values():
-            pusher.time_one()
-        start = perf_counter_ns()
-        timer.append(perf_counter_ns() - start)
-    own = float(np.median(timer))
-    return {name: float(np.median(p.nanoseconds)) - own for name, p in pushers.items()}
-
-
-def random_row(length: int, dtype: Any = np.float32) -> Any:
-    return np.random.default_rng(length).normal(size=length).astype(dtype)
 
 
 def check_correct(length: int) -> None:
@@ -137,7 +113,10 @@ def recovery(trials: int) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=20_000, help="pushes timed of each kind")
-    trials = parser.parse_args().trials
+    parser.add_argument("--before", type=Path, help="checkout of an earlier commit, built")
+    arguments = parser.parse_args()
+    trials = arguments.trials
+    torch.set_num_threads(1)
     flat = flat_in_k(trials)
     typical = next(row for row in flat if row["elements_fp32"] == 3072)
     bars = [
@@ -150,7 +129,7 @@ def main() -> None:
         bar(
             "us per push of 3,072 fp32 from Python, k = 10",
             typical["push_ns"]["10"] / 1000,
-            1.0,
+            0.4,
             at_most=True,
         ),
         bar(
@@ -160,14 +139,43 @@ def main() -> None:
             at_most=False,
         ),
     ]
+    large = large_rows()
+    above = [row for row in large if row["above_l2"]]
+    bars += [
+        bar(
+            "push's bandwidth over the triad's, worst of the rows above the second-level cache",
+            min(row["triad_over_push"] for row in above),
+            0.8,
+            at_most=False,
+        ),
+        bar(
+            "time of a push over torch.add_, worst of the same rows",
+            max(row["push_over_add_"] for row in above),
+            1.0,
+            at_most=True,
+        ),
+    ]
+    recovered = recovery_before_and_now(arguments.before) if arguments.before else None
+    if recovered is not None:
+        bars.append(
+            bar(
+                "recovery of r = 4 at 1,048,576 fp32, before over now",
+                recovered["before_over_now"],
+                4.0,
+                at_most=False,
+            )
+        )
     content = {
-        "method": "medians of single pushes of a warm row, timed in turn, less the timer",
+        "method": "small rows: medians of single pushes of a warm row, timed in turn, less the "
+        "timer; large rows and recoveries: medians of ratios of rounds",
         "instruction_set": _decoder.instruction_set(),
         "trials": trials,
         "bars": bars,
         "flat_in_k": flat,
         "push_ns_3072_k10": by_kind(trials),
         "recover_ns_3072_r1": recovery(trials),
+        "large_rows": large,
+        "recover_r4_1048576": recovered,
     }
     path = write_receipt("decoder", content, cpu_name())
     for line in bars:

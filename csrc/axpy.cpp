@@ -21,12 +21,13 @@ namespace {
 template <class Word>
 bool no_exponent_full(const void* x, std::size_t n, Word exponent_mask) {
   const unsigned char* bytes = static_cast<const unsigned char*>(x);
+  bool full = false;  // without an early end, so that the compiler vectorises it
   for (std::size_t i = 0; i < n; ++i) {
     Word bits;
     std::memcpy(&bits, bytes + i * sizeof(Word), sizeof(Word));
-    if ((bits & exponent_mask) == exponent_mask) return false;
+    full |= (bits & exponent_mask) == exponent_mask;
   }
-  return true;
+  return !full;
 }
 
 double element_as_double(DType dtype, const void* x, std::size_t i) {
@@ -48,7 +49,27 @@ std::size_t size_of(DType dtype) {
   }
 }
 
-std::size_t accumulator_size_of(DType dtype) { return dtype == DType::f64 ? 8 : 4; }
+DType accumulator_of(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
+
+std::size_t accumulator_size_of(DType dtype) { return size_of(accumulator_of(dtype)); }
+
+const char* name_of(DType dtype) {
+  switch (dtype) {
+    case DType::f32: return "float32";
+    case DType::f64: return "float64";
+    case DType::f16: return "float16";
+    default: return "bfloat16";
+  }
+}
+
+double epsilon_of(DType dtype) {
+  switch (dtype) {
+    case DType::f32: return std::ldexp(1.0, -23);
+    case DType::f64: return std::ldexp(1.0, -52);
+    case DType::f16: return std::ldexp(1.0, -10);
+    default: return std::ldexp(1.0, -7);
+  }
+}
 
 bool all_finite(DType dtype, const void* x, std::size_t n) {
   switch (dtype) {

@@ -13,6 +13,9 @@ enum class DType { f32, f64, f16, bf16 };
 
 std::size_t size_of(DType dtype);
 std::size_t accumulator_size_of(DType dtype);
+DType accumulator_of(DType dtype);
+const char* name_of(DType dtype);  // such as "float32"
+double epsilon_of(DType dtype);    // distance from 1 to the next larger number
 
 // One variant's loops over rows of n elements. Pointers need only their element's alignment; the
 // input and output rows must not overlap. `double` coefficients are rounded to the accumulator.
@@ -23,8 +26,17 @@ struct Kernels {
   void (*axpy[4])(void* acc, double c, const void* x, std::size_t n);
   // Sum of squares of x. Non-finite if some x is, and possibly when squares overflow.
   double (*sum_squares[4])(const void* x, std::size_t n);
-  // out = acc, rounded to nearest even in the stored dtype
-  void (*store[4])(void* out, const void* acc, std::size_t n);
+  // out = acc + c * x, out aligned to 64 bytes; returns the sum of squares of x, as above. Writes
+  // past the caches, so memory is read twice and written once an element; null where the
+  // instruction set cannot. `fence` must follow before another thread may read `out`.
+  double (*axpy_past_caches[4])(void* out, const void* acc, double c, const void* x, std::size_t n);
+  // Copies bytes past the caches; null and to be followed by `fence` as above.
+  void (*copy_past_caches)(void* out, const void* in, std::size_t bytes);
+  void (*fence)();
+  // outs[m] = sum over p of weights[m * count + p] * accs[p], for `rows` rows of the stored dtype,
+  // rounded to nearest even, from `count` >= 1 rows of accumulators.
+  void (*combine[4])(void* const* outs, std::size_t rows, const double* weights,
+                     const void* const* accs, std::size_t count, std::size_t n);
 };
 
 // True if no element is NaN or infinite. Bit tests only, so it holds where squares overflow.

@@ -10,6 +10,7 @@ struct Plain {
   using Lane = T;
   using Vector __attribute__((vector_size(16))) = T;
   static constexpr std::size_t width = 16 / sizeof(T);
+  static constexpr bool kStreams = false;
   static Vector broadcast(T value) { return Vector{} + value; }
   static Vector load(const T* x) {
     Vector result;
@@ -17,13 +18,40 @@ struct Plain {
     return result;
   }
   static void store(T* out, Vector value) { __builtin_memcpy(out, &value, sizeof value); }
+  static Vector multiply(Vector a, Vector b) { return a * b; }
   static Vector multiply_add(Vector a, Vector b, Vector c) { return a * b + c; }
+  static Vector add(Vector a, Vector b) { return a + b; }
+  static T sum(Vector value) {
+    T total = 0;
+    for (std::size_t lane = 0; lane < width; ++lane) total += value[lane];
+    return total;
+  }
 };
 
-using Doubles = Plain<double>;
+struct Doubles : Plain<double> {
+  static Vector load_first(const double* x, std::size_t count) {
+    return load_first_by_element<Doubles>(x, count);
+  }
+  static void store_first(double* out, Vector value, std::size_t count) {
+    store_first_by_element<Doubles>(out, value, count);
+  }
+};
 
 struct Floats : Plain<float> {
   using Plain<float>::load;
+  using Plain<float>::store;
+  template <class Stored>  // the 16-bit types
+  static void store(Stored* out, Vector value) {
+    for (std::size_t lane = 0; lane < width; ++lane) narrow(value[lane], out[lane]);
+  }
+  template <class Stored>
+  static Vector load_first(const Stored* x, std::size_t count) {
+    return load_first_by_element<Floats>(x, count);
+  }
+  template <class Stored>
+  static void store_first(Stored* out, Vector value, std::size_t count) {
+    store_first_by_element<Floats>(out, value, count);
+  }
   static Vector load(const Bfloat* x) { return reinterpret(load_bits(x) << 16); }
   static Vector load(const Half* x) {  // as widen(Half), four at a time
     const Bits bits = load_bits(x);
@@ -49,10 +77,11 @@ struct Floats : Plain<float> {
 };
 
 bool always() { return true; }
+void no_fence() {}
 
 }  // namespace
 
 extern const Kernels baseline_kernels;
-const Kernels baseline_kernels = make_kernels<Floats, Doubles>("baseline", always);
+const Kernels baseline_kernels = make_kernels<Floats, Doubles>("baseline", always, no_fence);
 
 }  // namespace codedinv

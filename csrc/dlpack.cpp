@@ -1,5 +1,8 @@
 #include "dlpack.hpp"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cstring>
 
 namespace py = pybind11;
@@ -45,6 +48,55 @@ void check_device(int type) {
                         std::to_string(type) + (type == kCuda ? " (CUDA)" : ""));
 }
 
+// The exchange API of a type, or null. Looking it up costs as much as an export, so the types met
+// first are remembered; each is kept alive, so that no other can take its address.
+const ExchangeApi* exchange_api_of(PyTypeObject* type) {
+  struct Known {
+    PyTypeObject* type;
+    const ExchangeApi* api;
+  };
+  static Known known[8] = {};  // guarded by the GIL
+  for (const Known& entry : known) {
+    if (entry.type == type) return entry.api;
+  }
+  const py::object capsule =
+      py::getattr(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__", py::none());
+  const ExchangeApi* api = nullptr;
+  if (PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) {
+    api =
+        static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+    if (api->major != 1 || api->export_borrowed == nullptr) api = nullptr;
+  }
+  for (Known& entry : known) {
+    if (entry.type != nullptr) continue;
+    Py_INCREF(reinterpret_cast<PyObject*>(type));
+    entry = {type, api};
+    break;
+  }
+  return api;
+}
+
+// Result of a method without arguments; null, with no error set, where the object has none.
+py::object call_if_there(py::handle object, PyObject* name) {
+  PyObject* result = PyObject_CallMethodNoArgs(object.ptr(), name);
+  if (result != nullptr) return py::reinterpret_steal<py::object>(result);
+  if (!PyErr_ExceptionMatches(PyExc_AttributeError)) throw py::error_already_set();
+  PyErr_Clear();
+  return {};
+}
+
+// Does the process have memory at this address?
+bool mapped(std::uintptr_t address) {
+  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+  return msync(reinterpret_cast<void*>(address / page * page), 1, MS_ASYNC) == 0;
+}
+
+std::int64_t elements_of(const Tensor& tensor) {
+  std::int64_t count = 1;
+  for (std::int32_t d = 0; d < tensor.ndim; ++d) count *= tensor.shape[d];
+  return count;
+}
+
 }  // namespace
 
 Borrowed::Borrowed(py::handle object) {
@@ -54,24 +106,39 @@ Borrowed::Borrowed(py::handle object) {
   } else {
     borrow_by_capsule(object);
   }
+  check_memory(object);
 }
 
 bool Borrowed::borrow_by_exchange_api(py::handle object) {
-  const py::object capsule =
-      py::getattr(py::type::handle_of(object), "__dlpack_c_exchange_api__", py::none());
-  if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return false;
-  const auto* api =
-      static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-  if (api->major != 1 || api->export_borrowed == nullptr) return false;
+  const ExchangeApi* api = exchange_api_of(Py_TYPE(object.ptr()));
+  if (api == nullptr) return false;
   if (api->export_borrowed(object.ptr(), &own_) != 0) {
     py::error_already_set error;
     refuse(error);
   }
   // torch 2.13 exports a lazily negated tensor, such as z.conj().imag, with the wrong sign.
-  if (py::hasattr(object, "is_neg") && py::bool_(object.attr("is_neg")())) {
+  static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
+  const py::object negated = call_if_there(object, is_neg);
+  if (negated && negated.ptr() != Py_False) {
     throw py::value_error("embedding: expected a tensor without negative bit: call resolve_neg()");
   }
   return true;
+}
+
+// Refuses tensors without memory. The address of a view into a freed storage is its offset there,
+// so an address is asked after where it could be one: below 1 TiB.
+void Borrowed::check_memory(py::handle object) const {
+  const auto address = reinterpret_cast<std::uintptr_t>(data());
+  if (elements_of(*tensor_) == 0 || address >= std::uintptr_t{1} << 40) return;
+  static PyObject* const storage_offset = PyUnicode_InternFromString("storage_offset");
+  const py::object offset = call_if_there(object, storage_offset);
+  const std::uintptr_t element = tensor_->dtype.bits / 8;
+  const bool freed =
+      offset ? address == py::cast<std::uintptr_t>(offset) * element : !mapped(address);
+  if (address != 0 && !freed) return;
+  throw py::value_error(
+      "embedding: expected a tensor with memory, got one of a freed storage, or a fake, functional "
+      "or zero tensor");
 }
 
 void Borrowed::borrow_by_capsule(py::handle object) {

@@ -63,7 +63,7 @@ struct ExchangeApi {
 
 // A view of `object`'s memory, valid while both `object` and this live. The capsule keeps its name,
 // so it stays the producer's to free. Throws TypeError if `object` does not speak DLPack,
-// ValueError if its memory is not the CPU's or it refuses to export.
+// ValueError if its memory is not the CPU's, it has none, or it refuses to export.
 class Borrowed {
  public:
   explicit Borrowed(pybind11::handle object);
@@ -81,6 +81,7 @@ class Borrowed {
  private:
   bool borrow_by_exchange_api(pybind11::handle object);
   void borrow_by_capsule(pybind11::handle object);
+  void check_memory(pybind11::handle object) const;
 
   Tensor own_{};  // filled by the exchange API
   pybind11::object capsule_;

@@ -53,6 +53,32 @@ def patterns(k: int, r: int, m: int, limit: int) -> tuple[Indices, Indices]:
     return flat[:, :m], flat[:, m:]
 
 
+@dataclass(frozen=True)
+class Extremes:
+    """Largest and smallest singular value of many decoding matrices, with their vectors.
+
+    Left vectors are kept where they meet the parities' rows, (patterns, m); right ones whole, with
+    the data slots in their own order, (patterns, k).
+    """
+
+    largest: Floats  # (patterns,)
+    smallest: Floats
+    left_largest: Floats
+    left_smallest: Floats
+    right_largest: Floats
+    right_smallest: Floats
+
+    def log_condition_gradient(self, shape: tuple[int, ...], parities: Indices) -> Floats:
+        """d log(largest / smallest) / dC of each pattern, (patterns, r, k)."""
+        gradient = np.zeros((len(parities), *shape))
+        gradient[np.arange(len(parities))[:, None], parities] = (
+            self.left_largest[:, :, None] * (self.right_largest / self.largest[:, None])[:, None, :]
+            - self.left_smallest[:, :, None]
+            * (self.right_smallest / self.smallest[:, None])[:, None, :]
+        )
+        return gradient
+
+
 def conditions(coefficients: Floats, parities: Indices, missing: Indices) -> Floats:
     """2-norm condition number of the decoding matrix of each pattern, (patterns,).
 
@@ -67,18 +93,59 @@ def conditions(coefficients: Floats, parities: Indices, missing: Indices) -> Flo
         values, vectors = np.linalg.eigh(gram - a @ a.transpose(0, 2, 1))
         b = (vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]) @ vectors.transpose(0, 2, 1)
     else:
-        present = np.ones((len(missing), k), dtype=bool)
-        np.put_along_axis(present, missing, False, axis=1)
-        rest = np.nonzero(present)[1].reshape(len(missing), k - m)
-        b = coefficients[parities[:, :, None], rest[:, None, :]]
+        b = coefficients[parities[:, :, None], _rest(k, missing)[:, None, :]]
+    singular = np.linalg.svd(_decoding_matrices(a, b), compute_uv=False)
+    with np.errstate(divide="ignore"):
+        return singular[:, 0] / singular[:, -1]
+
+
+def decompose(coefficients: Floats, parities: Indices, missing: Indices) -> Extremes:
+    """The extreme singular values and vectors of each pattern's decoding matrix."""
+    k, m = coefficients.shape[1], parities.shape[1]
+    rest = _rest(k, missing)
+    a = coefficients[parities[:, :, None], missing[:, None, :]]
+    b = coefficients[parities[:, :, None], rest[:, None, :]]
+    basis = None
+    if k > 2 * m:  # as in `conditions`, but in a basis of B's row space
+        basis, upper = np.linalg.qr(b.transpose(0, 2, 1))
+        b = upper.transpose(0, 2, 1)
+    left, singular, right = np.linalg.svd(_decoding_matrices(a, b))
     identity = b.shape[2]
+
+    def whole(vector: Floats) -> Floats:
+        found = vector[:, :identity]
+        if basis is not None:
+            found = (basis @ found[:, :, None])[:, :, 0]
+        result = np.empty((len(vector), k))
+        np.put_along_axis(result, rest, found, axis=1)
+        np.put_along_axis(result, missing, vector[:, identity:], axis=1)
+        return result
+
+    return Extremes(
+        singular[:, 0],
+        singular[:, -1],
+        left[:, identity:, 0],
+        left[:, identity:, -1],
+        whole(right[:, 0]),
+        whole(right[:, -1]),
+    )
+
+
+def _rest(k: int, missing: Indices) -> Indices:
+    """The data slots that are not missing, (patterns, k - m)."""
+    present = np.ones((len(missing), k), dtype=bool)
+    np.put_along_axis(present, missing, False, axis=1)
+    return np.nonzero(present)[1].reshape(len(missing), k - missing.shape[1])
+
+
+def _decoding_matrices(a: Floats, b: Floats) -> Floats:
+    """[[I, 0], [b, a]] of each pattern."""
+    identity, m = b.shape[2], a.shape[2]
     matrix = np.zeros((len(a), identity + m, identity + m))
     matrix[:, :identity, :identity] = np.eye(identity)
     matrix[:, identity:, :identity] = b
     matrix[:, identity:, identity:] = a
-    singular = np.linalg.svd(matrix, compute_uv=False)
-    with np.errstate(divide="ignore"):
-        return singular[:, 0] / singular[:, -1]
+    return matrix
 
 
 def worst(coefficients: Floats, limit: int = _PATTERNS_CHECKED) -> Worst:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,12 @@ def recover(code: Code, results: Mapping[int, NDArray[Any]]) -> dict[int, NDArra
     solution, *_ = np.linalg.lstsq(system, known.reshape(len(parities), -1), rcond=None)
     shape = known.shape[1:]
     return {slot: row.reshape(shape) for slot, row in zip(missing, solution, strict=True)}
+
+
+def syndrome(code: Code, results: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
+    """parity_i - sum_j c_ij z_j of each parity, (r, *shape), from the results of all n slots."""
+    wide = np.array([np.asarray(row, dtype=np.float64) for row in results])
+    return np.asarray(wide[code.k :] - np.tensordot(code.coefficients, wide[: code.k], 1))
 
 
 class OnlineDecoder:

@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 
+#include "aligned.hpp"
 #include "check.hpp"
 #include "rows.hpp"
 
@@ -12,8 +13,6 @@ namespace {
 
 constexpr std::size_t kLengths[] = {1,  2,  3,  7,   8,   15,  16,   17,
                                     63, 64, 65, 127, 128, 129, 1000, 9000};
-
-DType accumulator_of(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
 
 void axpy_adds_the_scaled_row_and_nothing_else(const Kernels& kernels, std::mt19937& rng) {
   for (DType dtype : rows::kAll) {
@@ -36,6 +35,80 @@ void axpy_adds_the_scaled_row_and_nothing_else(const Kernels& kernels, std::mt19
       }
     }
   }
+}
+
+void axpy_past_the_caches_is_the_same_beside(const Kernels& kernels, std::mt19937& rng) {
+  for (DType dtype : rows::kAll) {
+    const DType wide = accumulator_of(dtype);
+    const auto axpy = kernels.axpy_past_caches[static_cast<int>(dtype)];
+    if (axpy == nullptr) continue;
+    for (std::size_t length : kLengths) {
+      const rows::Bytes x = rows::random(dtype, length, rng, 1);
+      const unsigned char* from = x.data() + size_of(dtype);
+      const rows::Bytes acc = rows::random(wide, length, rng);
+      const AlignedBytes out = aligned_bytes((length + 1) * size_of(wide));
+      rows::put(wide, out.get(), length, 7.0);
+      const double squares = axpy(out.get(), acc.data(), -0.3, from, length);
+      kernels.fence();
+      rows::Bytes wanted = acc;
+      kernels.axpy[static_cast<int>(dtype)](wanted.data(), -0.3, from, length);
+      CHECK(std::memcmp(out.get(), wanted.data(), wanted.size()) == 0);
+      CHECK(rows::get(wide, out.get(), length) == 7.0);
+      const double want = kernels.sum_squares[static_cast<int>(dtype)](from, length);
+      CHECK_NEAR(squares, want, 1e-5 * want);
+    }
+  }
+}
+
+void bytes_are_copied_past_the_caches_from_and_to_any_address(const Kernels& kernels,
+                                                              std::mt19937& rng) {
+  if (kernels.copy_past_caches == nullptr) return;
+  const rows::Bytes in = rows::random(DType::f64, 200, rng);
+  for (std::size_t lead : {0u, 1u, 16u, 63u, 64u}) {
+    for (std::size_t size : {0u, 1u, 15u, 64u, 127u, 1000u}) {
+      rows::Bytes out(1200, 0xab), wanted = out;
+      std::memcpy(wanted.data() + lead, in.data() + 3, size);
+      kernels.copy_past_caches(out.data() + lead, in.data() + 3, size);
+      kernels.fence();
+      CHECK(out == wanted);
+    }
+  }
+}
+
+void combine_is_the_weighted_sum_of_all_rows(const Kernels& kernels, std::mt19937& rng) {
+  const std::vector<double> weights = {0.5, -2.0, 0.25, 1.0, 3.0, -0.125};
+  for (DType dtype : rows::kAll) {
+    const DType wide = accumulator_of(dtype);
+    for (std::size_t length : kLengths) {
+      std::vector<rows::Bytes> accs, outs;
+      for (int p = 0; p < 3; ++p) accs.push_back(rows::random(wide, length, rng));
+      for (int m = 0; m < 2; ++m) outs.push_back(rows::random(dtype, length + 1, rng));
+      const std::vector<rows::Bytes> before = outs;
+      const void* from[] = {accs[0].data(), accs[1].data(), accs[2].data()};
+      void* to[] = {outs[0].data(), outs[1].data()};
+      kernels.combine[static_cast<int>(dtype)](to, 2, weights.data(), from, 3, length);
+      for (std::size_t m = 0; m < 2; ++m) {
+        for (std::size_t i = 0; i < length; ++i) {
+          double want = 0, size = 0;
+          for (std::size_t p = 0; p < 3; ++p) {
+            const double term = weights[m * 3 + p] * rows::get(wide, accs[p].data(), i);
+            want += term;
+            size += std::abs(term);
+          }
+          CHECK_NEAR(rows::get(dtype, outs[m].data(), i), want,
+                     4 * rows::epsilon(wide) * size + rows::epsilon(dtype) * std::abs(want));
+        }
+        CHECK(std::memcmp(outs[m].data() + length * size_of(dtype),
+                          before[m].data() + length * size_of(dtype), size_of(dtype)) == 0);
+      }
+    }
+  }
+}
+
+// Rounds accumulators to the stored dtype.
+void store(const Kernels& kernels, DType dtype, void* out, const void* acc, std::size_t n) {
+  const double one = 1.0;
+  kernels.combine[static_cast<int>(dtype)](&out, 1, &one, &acc, 1, n);
 }
 
 void sum_squares_is_the_squared_norm(const Kernels& kernels, std::mt19937& rng) {
@@ -79,7 +152,7 @@ void sixteen_bit_conversions_follow_the_format(const Kernels& kernels) {
   for (DType dtype : {DType::f16, DType::bf16}) {
     std::vector<float> wide(kCount, 0.0f);
     kernels.axpy[static_cast<int>(dtype)](wide.data(), 1.0, all.data(), kCount);
-    kernels.store[static_cast<int>(dtype)](back.data(), wide.data(), kCount);
+    store(kernels, dtype, back.data(), wide.data(), kCount);
     int wrong = 0;
     for (std::size_t i = 0; i < kCount; ++i) {
       const double want = rows::get(dtype, all.data(), i);
@@ -100,10 +173,14 @@ void stores_round_to_nearest_even(const Kernels& kernels, std::mt19937& rng) {
   std::normal_distribution<double> normal;
   for (DType dtype : {DType::f16, DType::bf16}) {
     const int exponent_bits = dtype == DType::f16 ? 5 : 8, fraction = dtype == DType::f16 ? 10 : 7;
-    for (int trial = 0; trial < 20000; ++trial) {
-      const float value = static_cast<float>(normal(rng) * std::exp2(exponent(rng)));
-      std::uint16_t stored;
-      kernels.store[static_cast<int>(dtype)](&stored, &value, 1);
+    constexpr std::size_t kCount = 20001;  // whole vectors, and a tail
+    std::vector<float> values(kCount);
+    for (float& value : values) value = static_cast<float>(normal(rng) * std::exp2(exponent(rng)));
+    std::vector<std::uint16_t> all(kCount);
+    store(kernels, dtype, all.data(), values.data(), kCount);
+    for (std::size_t trial = 0; trial < kCount; ++trial) {
+      const float value = values[trial];
+      const std::uint16_t stored = all[trial];
       const double got = rows::decode(stored, exponent_bits, fraction);
       if (std::isinf(got)) {
         CHECK(dtype == DType::f16 && std::abs(value) >= 65520.0f);
@@ -150,6 +227,9 @@ int main() {
     }
     std::printf("%s\n", kernels->name);
     axpy_adds_the_scaled_row_and_nothing_else(*kernels, rng);
+    axpy_past_the_caches_is_the_same_beside(*kernels, rng);
+    bytes_are_copied_past_the_caches_from_and_to_any_address(*kernels, rng);
+    combine_is_the_weighted_sum_of_all_rows(*kernels, rng);
     sum_squares_is_the_squared_norm(*kernels, rng);
     no_nan_or_infinity_escapes_the_sum(*kernels, rng);
     sixteen_bit_conversions_follow_the_format(*kernels);

@@ -158,6 +158,108 @@ def test_a_refused_push_says_why_and_leaves_no_trace(
     assert same_state(decoder, untouched)
 
 
+def freed(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` when its storage was given back, as sharding libraries do between uses."""
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+def fake() -> torch.Tensor:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        return torch.ones(SHAPE)
+
+
+WITHOUT_MEMORY: dict[str, Callable[[], Any]] = {
+    "freed": lambda: freed(torch.ones(SHAPE)),
+    "view into a freed storage": lambda: freed(torch.ones(4, *SHAPE)[3]),
+    "far view into a freed storage": lambda: freed(torch.ones(9000)[4096:4102].view(SHAPE)),
+    "freed, transposed": lambda: freed(torch.ones(3, 2).t()),
+    "far view, by capsule": lambda: OldDlpack(freed(torch.ones(4, *SHAPE)[3])),
+    "freed, by capsule": lambda: OldDlpack(freed(torch.ones(SHAPE))),
+    "fake": fake,
+    "functional": lambda: torch._to_functional_tensor(torch.ones(SHAPE)),
+    "zero": lambda: torch._efficientzerotensor(SHAPE),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", WITHOUT_MEMORY.values(), ids=WITHOUT_MEMORY)
+def test_a_tensor_without_memory_is_refused(make: Callable[[], Any]) -> None:
+    decoder, untouched = [StreamingDecoder(Code.uniform(3), SHAPE) for _ in range(2)]
+    with pytest.raises(ValueError, match="embedding: "):
+        decoder.push(0, make())
+    assert same_state(decoder, untouched)
+
+
+@pytest.mark.parametrize("shape", [(2**62,), (2**62 + 1, 4), (2**61,), (2**32, 2**32), (2**60,)])
+@pytest.mark.parametrize("dtype", NUMPY)
+def test_a_shape_that_no_address_space_holds_is_refused(shape: tuple[int, ...], dtype: str) -> None:
+    with pytest.raises(ValueError, match=r"address space|2\*\*64 elements"):
+        StreamingDecoder(Code.mds(4, 2), shape, dtype)
+
+
+def test_a_masked_array_is_refused() -> None:
+    masked = np.ma.masked_array(GOOD, mask=GOOD > 0)
+    with pytest.raises(ValueError, match="expected an array without mask"):
+        StreamingDecoder(Code.uniform(2), SHAPE).push(0, masked)
+
+
+def test_a_decoder_is_made_once_and_used_after() -> None:
+    unmade = StreamingDecoder.__new__(StreamingDecoder)
+    for use in (
+        lambda: unmade.ready,
+        lambda: unmade.missing,
+        lambda: unmade.shape,
+        lambda: unmade.push(0, GOOD),
+        lambda: unmade.reset(),
+        lambda: unmade.residual(),
+        lambda: unmade.recover(),
+    ):
+        with pytest.raises(TypeError, match="__init__ was not called"):
+            use()
+    decoder = StreamingDecoder(Code.uniform(2), SHAPE)
+    with pytest.raises(TypeError, match="a second time"):
+        decoder.__init__(Code.uniform(3), SHAPE)  # type: ignore[misc]
+    assert decoder.code == Code.uniform(2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named", "message"),
+    [
+        ((), {}, "missing argument 'slot'"),
+        ((0,), {}, "missing argument 'embedding'"),
+        ((0, GOOD, False), {}, "got 3 positional arguments"),
+        ((0, GOOD), {"slot": 1}, "unexpected or repeated argument 'slot'"),
+        ((0, GOOD), {"chek": False}, "unexpected or repeated argument 'chek'"),
+    ],
+)
+def test_a_push_of_wrong_arguments_is_refused(
+    arguments: tuple[Any, ...], named: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        StreamingDecoder(Code.uniform(2), SHAPE).push(*arguments, **named)
+
+
+def test_arguments_may_be_named_and_the_check_left_out() -> None:
+    decoder = StreamingDecoder(Code.uniform(2), SHAPE)
+    decoder.push(embedding=GOOD, slot=0, check=False)
+    decoder.push(1, embedding=GOOD)
+    decoder.push(2, GOOD, check=True)
+    np.testing.assert_array_equal(decoder.syndrome(), np.zeros((1, *SHAPE)))
+    with pytest.raises(ValueError, match="pushed without a check"):
+        decoder.residual()
+
+
+def test_a_nan_pushed_without_a_check_is_no_answer() -> None:
+    decoder = StreamingDecoder(Code.uniform(2), SHAPE)
+    decoder.push(0, GOOD)
+    decoder.push(2, np.full(SHAPE, np.nan, np.float32), check=False)
+    with pytest.raises(ValueError, match="one pushed without a check is not finite"):
+        decoder.recover()
+
+
 @pytest.mark.parametrize("dtype", NUMPY)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("as_torch", [False, True])

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +66,36 @@ def test_an_unknown_instruction_set_is_refused() -> None:
     )
     assert done.returncode != 0
     assert "'baseline', got 'mmx'" in done.stderr
+
+
+@pytest.mark.parametrize("poll", [lambda d: d.ready, lambda d: d.missing])
+def test_asking_how_far_it_is_never_waits_for_a_push(
+    poll: Callable[[StreamingDecoder], Any],
+) -> None:
+    """Waiting would hold the GIL too, and stop every thread of the process."""
+    decoder = StreamingDecoder(Code.mds(4, 4), 1 << 23)
+    row = np.ones(1 << 23, np.float32)
+    state = {"pushing": False}
+
+    def push() -> None:
+        state["pushing"] = True
+        decoder.push(0, row)
+        state["pushing"] = False
+
+    # A push of 32 MiB into 128 MiB takes tens of milliseconds and an answer a microsecond; a
+    # machine may be too busy to run both threads at once, but not every time.
+    for _ in range(20):
+        decoder.reset()
+        thread = threading.Thread(target=push)
+        thread.start()
+        answers = 0
+        while thread.is_alive():
+            poll(decoder)
+            answers += state["pushing"]
+        thread.join()
+        if answers > 100:
+            return
+    pytest.fail(f"{answers} answers during a push")
 
 
 def test_threads_may_push_to_one_decoder() -> None:

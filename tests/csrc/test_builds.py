@@ -44,3 +44,16 @@ def test_aarch64_compiles(tmp_path: Path) -> None:
         "-DCMAKE_SYSTEM_NAME=Linux",
         "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
     )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_clang_compiles_and_passes_under_its_sanitizers(tmp_path: Path, sanitizer: str) -> None:
+    names = ("clang++", *(f"clang++-{version}" for version in range(20, 13, -1)))
+    compiler = next((found for name in names if (found := shutil.which(name))), None)
+    if compiler is None:
+        pytest.skip("needs clang and its sanitizers: apt-get install clang libclang-rt-dev")
+    build(tmp_path, f"-DCMAKE_CXX_COMPILER={compiler}", f"-DCODEDINV_SANITIZE={sanitizer}")
+    ctest = shutil.which("ctest") or pytest.fail("ctest comes with cmake")
+    subprocess.run([ctest, "--test-dir", str(tmp_path), "--output-on-failure"], check=True)
