@@ -89,7 +89,8 @@ class Core:
         self.counts: Counter[str] = Counter()
         self._lanes: dict[int, Lanes] = {0: Lanes()}
         self._open: dict[tuple[int, int], Group] = {}  # by version and bucket, oldest first
-        self._planned: deque[Group] = deque()  # groups whose parities are to be made
+        self._planned: deque[Group] = deque()  # whose parities are made once no data waits
+        self._urgent: list[Group] = []  # whose parities are made now: a query of them is lost
         self._next_group = self._next_task = 0
         self._armed: float | None = None
         self._closing = self._drained = False
@@ -271,24 +272,29 @@ class Core:
         Returns:
             True: there are copies to be sent. What is to be encoded comes with `Encoded`.
         """
-        copied = False
-        for _ in range(len(self._planned)):
-            group = self._planned.popleft()
-            if SlotState.PLANNED not in group.states:
-                continue
-            if self.lanes(group.version).data_waits() and not group.lost_queries():
-                self._planned.append(group)
-                continue
-            k = group.plan.k
-            if group.plan.guided:
-                self._copy_the_doubtful(group)
-                copied = True
-                continue
-            group.states[k:] = [SlotState.ENCODING] * (group.plan.n - k)
-            members = tuple(group.payloads[: len(group.queries)])
-            members += (None,) * (k - len(group.queries))
-            self._out.append(act.Encode(group.id, group.version, members))
+        urgent, self._urgent = self._urgent, []
+        copied = any([self._make(group) for group in urgent])
+        while self._planned:
+            group = self._planned[0]
+            if SlotState.PLANNED in group.states and self.lanes(group.version).data_waits():
+                break
+            self._planned.popleft()
+            copied |= self._make(group)
         return copied
+
+    def _make(self, group: Group) -> bool:
+        """Makes the parities of a group that still wants them; True: they are copies."""
+        if SlotState.PLANNED not in group.states:
+            return False
+        if group.plan.guided:
+            self._copy_the_doubtful(group)
+            return True
+        k = group.plan.k
+        group.states[k:] = [SlotState.ENCODING] * (group.plan.n - k)
+        members = tuple(group.payloads[: len(group.queries)])
+        members += (None,) * (k - len(group.queries))
+        self._out.append(act.Encode(group.id, group.version, members))
+        return False
 
     def _copy_the_doubtful(self, group: Group) -> None:
         """Gives the parity slots of a guided group copies of its most doubtful queries."""
@@ -631,6 +637,8 @@ class Core:
         lost = group.lost_queries()
         if not lost:
             return
+        if SlotState.PLANNED in group.states:
+            self._urgent.append(group)
         for parity in group.attempts[group.plan.k :]:
             for attempt in parity:
                 if attempt.lane is not None:

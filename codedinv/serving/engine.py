@@ -108,7 +108,7 @@ class Engine:
             act.Inspect: self._inspect,
             act.Compare: self._compare,
             act.Retire: lambda a: self._groups.retire(a.group),
-            act.Reloaded: self._reloaded,
+            act.Reloaded: lambda a: self._reloads.done(a.version),
             act.ReloadFailed: lambda a: self._reloads.failed(a.version, a.reason),
             act.SetTimer: self._set_timer,
             act.Drained: self._set_drained,
@@ -279,11 +279,6 @@ class Engine:
             return
         self._reloads.begin(reload)
         self._handle(ev.ReloadRequested(now, reload.version, reload.served.scheme.plan))
-
-    def _reloaded(self, action: act.Reloaded) -> None:
-        self._reloads.done(action.version)
-        # Another reload may wait, and begins with the core's next event, which may be far.
-        self._replies.append(ev.Timer(time.monotonic()))
 
     # ---- actions
 

@@ -156,6 +156,7 @@ class Rollout:
             self._old = None
             self._core.counts["reloads"] += 1
             self._core.emit(act.Reloaded(self.target))
+            self._begin_next()  # now: on an idle server nothing else may happen for long
 
 
 def _worth(worker: Worker) -> tuple[bool, bool, int]:

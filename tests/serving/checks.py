@@ -266,7 +266,9 @@ class Watcher:
         core = self.core
         for worker in core.fleet.workers[:-1]:
             require(worker.version == version, "worker {} was not replaced", worker.index)
-        require(core.fleet.spare.state == "vacant", "the spare is {}", core.fleet.spare.state)
+        spare = core.fleet.spare
+        next_one = spare.state == "starting" and spare.version != version
+        require(spare.state == "vacant" or next_one, "the spare is {}", spare.state)
         old = [g.id for g in core.groups.values() if g.version != version]
         require(not old, "groups of an old version: {}", old)
         self.plans = {v: plan for v, plan in self.plans.items() if v >= version}
