@@ -1,12 +1,14 @@
 """Networks: the invertible backbone, heads and the encoder (torch)."""
 
-from codedinv.nn.build import build_backbone, build_encoder, build_head
+from codedinv.nn.build import Backbone, build_backbone, build_encoder, build_head
 from codedinv.nn.encoder import Encoder, EncoderConfig
 from codedinv.nn.heads import ConvHead, DenseHead, LinearHead, PoolHead
 from codedinv.nn.iresnet import IResNet, IResNetConfig, SolverStat, StageConfig
 from codedinv.nn.macs import macs
+from codedinv.nn.resnet import ResNet, ResNetConfig, ResNetStage
 
 __all__ = [
+    "Backbone",
     "ConvHead",
     "DenseHead",
     "Encoder",
@@ -15,6 +17,9 @@ __all__ = [
     "IResNetConfig",
     "LinearHead",
     "PoolHead",
+    "ResNet",
+    "ResNetConfig",
+    "ResNetStage",
     "SolverStat",
     "StageConfig",
     "build_backbone",

@@ -10,6 +10,9 @@ from torch import nn
 from codedinv.nn.encoder import Encoder, EncoderConfig
 from codedinv.nn.heads import ConvHead, DenseHead, LinearHead, PoolHead
 from codedinv.nn.iresnet import IResNet, IResNetConfig
+from codedinv.nn.resnet import ResNet, ResNetConfig
+
+Backbone = IResNet | ResNet
 
 _HEADS: dict[str, Callable[..., nn.Module]] = {
     "pool": PoolHead,
@@ -19,9 +22,16 @@ _HEADS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_backbone(config: dict[str, Any], bounded: bool = False) -> IResNet:
-    """Builds a backbone; `bounded` registers the spectral-norm parametrization for training."""
-    _, rest = _split(config, "backbone", ("iresnet",))
+def build_backbone(config: dict[str, Any], bounded: bool = False) -> Backbone:
+    """Builds a backbone from {"kind": "iresnet" | "resnet", ...}.
+
+    Args:
+        config: fields of IResNetConfig or ResNetConfig.
+        bounded: register the i-ResNet's spectral-norm parametrization, for training.
+    """
+    kind, rest = _split(config, "backbone", ("iresnet", "resnet"))
+    if kind == "resnet":
+        return ResNet(ResNetConfig.from_dict(rest))
     return IResNet(IResNetConfig.from_dict(rest), bounded=bounded)
 
 

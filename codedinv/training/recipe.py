@@ -21,7 +21,10 @@ class ClassifierRecipe(_Section):
         epochs, batch_size, learning_rate, weight_decay: AdamW with a one-cycle schedule.
         mixup_share: share of steps that use Manifold Mixup (the paper: 1).
         mixup_alpha: parameter of its Beta distribution (the paper: 1).
+        label_smoothing: of the cross entropy.
         flip: random horizontal flips.
+        shift: random shifts by at most this many pixels each way.
+        erase: side of a square that is blanked in half of the images (0: none).
         autocast: bfloat16 autocast.
     """
 
@@ -31,7 +34,10 @@ class ClassifierRecipe(_Section):
     weight_decay: float = Field(1e-4, ge=0)
     mixup_share: float = Field(1.0, ge=0, le=1)
     mixup_alpha: float = Field(1.0, gt=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
     flip: bool = True
+    shift: int = Field(0, ge=0)
+    erase: int = Field(0, ge=0)
     autocast: bool = True
 
 
@@ -79,7 +85,8 @@ class Recipe(_Section):
         name: name of the bundle.
         data: "fashion-mnist" or "mnist" (the layouts of `codedinv.data`).
         seed: of everything random.
-        backbone: arguments of nn.IResNetConfig.
+        held_out: share of the training images that no network learns from (see training.images).
+        backbone: `kind` ("iresnet", the default, or "resnet") and the fields of its config.
         head: arguments of nn.build_head without the shapes.
         classifier, encoder: see their classes.
         anchors: number of stored queries that may fill the free slots of a partial group.
@@ -88,6 +95,7 @@ class Recipe(_Section):
     name: str
     data: Literal["fashion-mnist", "mnist"] = "fashion-mnist"
     seed: int = 0
+    held_out: float = Field(0.05, ge=0, lt=1)
     backbone: dict[str, Any]
     head: dict[str, Any]
     classifier: ClassifierRecipe
