@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from codedinv.data import load_image_set, to_queries
-from codedinv.nn import Backbone, build_backbone, build_head
+from codedinv.nn import Backbone, build_backbone, build_head, macs
 from codedinv.training.augment import augmented
+from codedinv.training.descent import Descent
 from codedinv.training.images import load_training_images
 from codedinv.training.loop import Run, autocast, run_to
 from codedinv.training.recipe import Recipe
@@ -59,24 +61,15 @@ def fit_classifier(
     parameters = [*backbone.parameters(), *head.parameters()]
     steps_per_epoch = len(learnt) // settings.batch_size
     steps = settings.epochs * steps_per_epoch
-    optimizer = torch.optim.AdamW(
-        parameters,
-        lr=settings.learning_rate,
-        betas=(0.9, 0.99),
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, steps, pct_start=0.2, div_factor=10, final_div_factor=100
-    )
-    run = Run({"backbone": backbone, "head": head}, [optimizer], [schedule])
+    descent = Descent.one_cycle(parameters, steps, settings.learning_rate, settings.weight_decay)
+    run = Run({"backbone": backbone, "head": head}, [descent.optimizer], [descent.schedule])
     cross_entropy = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
     beta = torch.distributions.Beta(settings.mixup_alpha, settings.mixup_alpha)
 
     def step(number: int) -> Mapping[str, Tensor]:
         backbone.train()
         head.train()
-        picked = _epoch_batch(len(learnt), settings.batch_size, number, recipe.seed).to(target)
+        picked = epoch_batch(len(learnt), settings.batch_size, number, recipe.seed).to(target)
         x, y = learnt.queries(picked), learnt.labels[picked]
         x = augmented(x, settings.flip, settings.shift, settings.erase)
         mixed = bool(torch.rand(()) < settings.mixup_share)
@@ -88,11 +81,7 @@ def fit_classifier(
         loss = cross_entropy(logits, y)
         if mixed:
             loss = share * loss + (1 - share) * cross_entropy(logits, y[partner])
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(parameters, 5.0)
-        optimizer.step()
-        schedule.step()
+        descent.step(loss)
         return {"loss": loss}
 
     def evaluate() -> Mapping[str, float]:
@@ -112,6 +101,40 @@ def fit_classifier(
         out / "classifier.pt",
     )
     return backbone, head
+
+
+def fit_head_alone(
+    recipe: Recipe,
+    out: Path,
+    data: Path | None = None,
+    device: str = "cpu",
+    resume: bool = True,
+) -> tuple[float, int]:
+    """Trains the recipe's head on raw queries, with no backbone: the control of the classifier.
+
+    The queries are normalised and squeezed to the embedding's sides, as the backbone would. What
+    the classifier reaches above this is the backbone's, so it is what workers are paid for.
+
+    Args:
+        recipe, out, data, device, resume: as for fit_classifier; `out` must be another folder.
+
+    Returns:
+        (A_n in percent, multiply-accumulates per query).
+    """
+    config = {"kind": "iresnet", **recipe.backbone}
+    squeeze = math.prod(stage.get("squeeze", 2) for stage in config["stages"])
+    alone = {
+        **{key: config[key] for key in ("input_shape", "mean", "std", "padding") if key in config},
+        "kind": "iresnet",
+        "stages": [
+            {"blocks": 0, "hidden": 1, "squeeze": squeeze if config["kind"] == "iresnet" else 1}
+        ],
+    }
+    changes = {"name": f"{recipe.name}-head-alone", "backbone": alone}
+    backbone, head = fit_classifier(recipe.model_copy(update=changes), out, data, device, resume)
+    saved = torch.load(out / "classifier.pt", weights_only=True)
+    embedding = torch.zeros(1, *backbone.embedding_shape, device=next(head.parameters()).device)
+    return float(saved["normal_accuracy"]), macs(head, embedding)
 
 
 def load_classifier(recipe: Recipe, path: Path) -> tuple[Backbone, nn.Module]:
@@ -139,7 +162,7 @@ def accuracy(
     return 100.0 * right / len(images)
 
 
-def _epoch_batch(size: int, batch: int, step: int, seed: int) -> Tensor:
+def epoch_batch(size: int, batch: int, step: int, seed: int) -> Tensor:
     """Indices of a step's batch: every epoch is its own permutation, so a resume continues it."""
     per_epoch = size // batch
     epoch, position = divmod(step, per_epoch)
