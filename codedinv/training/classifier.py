@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,7 +124,7 @@ def fit_head_alone(
     """
     config = {"kind": "iresnet", **recipe.backbone}
     squeeze = math.prod(stage.get("squeeze", 2) for stage in config["stages"])
-    alone = {
+    alone: dict[str, Any] = {
         **{key: config[key] for key in ("input_shape", "mean", "std", "padding") if key in config},
         "kind": "iresnet",
         "stages": [

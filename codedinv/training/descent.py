@@ -27,7 +27,7 @@ class Descent:
         learning_rate: float,
         weight_decay: float = 0.0,
     ) -> Descent:
-        """AdamW whose rate rises to `learning_rate` in a fifth of the steps, then falls to 0.1 %."""
+        """AdamW; the rate rises to `learning_rate` in a fifth of the steps and then falls."""
         moved = list(parameters)
         optimizer = torch.optim.AdamW(
             moved, lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True

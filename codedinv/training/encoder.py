@@ -19,7 +19,7 @@ from codedinv.training.discriminator import Discriminator, lsgan_discriminator, 
 from codedinv.training.draws import GroupDraw, classes_of
 from codedinv.training.erasures import decoded_error, erasures
 from codedinv.training.fixed import FixedClassifier, mirrored_where
-from codedinv.training.images import LabelledImages, load_training_images
+from codedinv.training.images import load_training_images
 from codedinv.training.loop import Run, autocast, run_to
 from codedinv.training.recipe import Recipe
 
@@ -146,9 +146,9 @@ class _EncoderTraining:
     @torch.no_grad()
     def _log_answers(self) -> Tensor:
         """[2, N, outputs]: logarithm of the exact answers."""
-        parts = self.embeddings.flatten(0, 1).split(1000)
+        parts = torch.split(self.embeddings.flatten(0, 1), 1000)
         logits = torch.cat([self.fixed.head(part) for part in parts])
-        return F.log_softmax(logits, 1).unflatten(0, self.embeddings.shape[:2])
+        return F.log_softmax(logits, 1).reshape(*self.embeddings.shape[:2], -1)
 
     def step(self, number: int) -> Mapping[str, Tensor]:
         """One optimizer step on fresh groups; returns the losses by name."""
@@ -159,16 +159,20 @@ class _EncoderTraining:
         x = mirrored_where(self.learnt.queries(picked.flatten()), view.flatten())
         exact = self.embeddings[view, picked]
         with autocast(self.device, self.settings.autocast):
-            parities = self.encoder(x.unflatten(0, picked.shape)).float()
+            parities = self.encoder(x.reshape(*picked.shape, *x.shape[1:])).float()
             answered = self.fixed.backbone(parities.flatten(0, 1)).float()
         wanted = torch.einsum("rk,gk...->gr...", self.coefficients, exact)
         error = answered.reshape(wanted.shape) - wanted
         losses = self._decoded_losses(
             exact, error, self.log_answers[view, picked], self.learnt.labels[picked], number
         )
+        flat = parities.flatten(0, 1)
         if self.settings.l1 or self.settings.gan:
-            losses |= self._pixel_losses(wanted.flatten(0, 1), parities.flatten(0, 1))
+            ideal = self._ideal_parities(wanted.flatten(0, 1))
+            losses |= self._pixel_losses(ideal, flat)
         self.descent.step(torch.stack(list(losses.values())).sum())
+        if self.settings.gan:
+            self.critic.step(ideal, flat.detach())
         return losses
 
     def _decoded_losses(
@@ -197,17 +201,20 @@ class _EncoderTraining:
             losses["label"] = self.settings.label * F.cross_entropy(logits, truths)
         return losses
 
-    def _pixel_losses(self, wanted: Tensor, parities: Tensor) -> dict[str, Tensor]:
-        """Distance of parity queries [G r, C, H, W] from the ideal ones, which inversion finds."""
+    def _ideal_parities(self, wanted: Tensor) -> Tensor:
+        """The parity queries [G r, C, H, W] whose embeddings are the wanted ones, by inversion."""
         invert = getattr(self.fixed.backbone, "inverse", None)
         if invert is None:
             raise ValueError("l1, gan: the backbone has no inverse, so there is no target for them")
-        ideal, _ = invert(wanted, tol=1e-4)
+        ideal: Tensor = invert(wanted, tol=1e-4)[0]
+        return ideal
+
+    def _pixel_losses(self, ideal: Tensor, parities: Tensor) -> dict[str, Tensor]:
+        """Distance of parity queries [G r, C, H, W] from the ideal ones."""
         losses = {"l1": self.settings.l1 * (parities - ideal).abs().mean()}
         if self.settings.gan:
             judged = lsgan_encoder(self.critic.discriminator, parities)
             losses["gan"] = self.settings.gan * judged
-            self.critic.step(ideal, parities.detach())
         return losses
 
 

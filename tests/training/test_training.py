@@ -43,6 +43,10 @@ epochs = 6
 batch_size = 50
 mixup_share = 0.5
 autocast = false
+[light]
+budget = 0.9
+epochs = 8
+batch_size = 50
 [encoder]
 k = 3
 input_channels = 4
@@ -117,21 +121,6 @@ def test_a_frozen_backbone_and_head_stay_as_they_are(
     after = [*backbone.parameters(), *head.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert torch.equal(statistics, head.norm.running_mean)
-
-
-def test_co_training_moves_backbone_and_head_and_keeps_the_norm_bound(
-    classifier: Path, data: Path, tmp_path: Path
-) -> None:
-    recipe = _recipe(
-        tmp_path,
-        ("groups_per_step = 8", 'groups_per_step = 8\ncotrain = ["backbone", "head"]\nlabel = 1.0'),
-    )
-    backbone, head = load_classifier(recipe, classifier)
-    before = backbone.blocks[0].conv1.weight.detach().clone()
-    fit_encoder(recipe, backbone, head, tmp_path, data)
-    assert not torch.equal(before, backbone.blocks[0].conv1.weight)
-    _, certificates = backbone.bake()
-    assert all(proof.sigma <= 0.9 for block in certificates for proof in block.values())
 
 
 def test_the_papers_adversarial_loss_on_inverted_targets_trains(
