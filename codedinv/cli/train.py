@@ -27,6 +27,8 @@ from codedinv.training.recipe import Recipe, load_recipe
 # The training commands of a bundle, in order; kept in its provenance.
 _COMMANDS = "commands.json"
 _HEAD_ALONE = "head-alone.json"
+# Of the training images, shared by the light model and the encoders of one classifier.
+_EMBEDDINGS = "embeddings.pt"
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,8 @@ def run_encoder(
     backbone, head = job.classifier(recipe_name)
     job.note_command("encoder")
     light = _light_of(job, backbone, head)
-    encoder = fit_encoder(job.recipe, backbone, head, job.out, folder, device, resume, light)
+    cache = job.trained / _EMBEDDINGS
+    encoder = fit_encoder(job.recipe, backbone, head, job.out, folder, device, resume, light, cache)
     _write_bundle(job, make_model(job, backbone, head, encoder, light))
 
 
@@ -207,7 +210,16 @@ def _light_of(job: _Job, backbone: Backbone, head: nn.Module) -> nn.Module | Non
         return None
     path = job.trained / "light.pt"
     if not path.is_file():
-        fit_light(job.recipe, backbone, head, job.trained, job.folder, job.device, job.resume)
+        fit_light(
+            job.recipe,
+            backbone,
+            head,
+            job.trained,
+            job.folder,
+            job.device,
+            job.resume,
+            job.trained / _EMBEDDINGS,
+        )
     try:
         return load_light(job.recipe, backbone, path)
     except RuntimeError as error:

@@ -55,6 +55,7 @@ def fit_encoder(
     device: str = "cpu",
     resume: bool = True,
     light: nn.Module | None = None,
+    cache: Path | None = None,
 ) -> Encoder:
     """Trains an encoder for the recipe's code.
 
@@ -77,6 +78,7 @@ def fit_encoder(
         device: "cpu" or "cuda".
         resume: False starts afresh.
         light: says which queries are alike; None: their labels do.
+        cache: file for the embeddings of the training images, see FixedClassifier.embeddings.
 
     Returns:
         The encoder, eval mode.
@@ -86,7 +88,7 @@ def fit_encoder(
     settings = recipe.encoder
     target = torch.device(device)
     torch.manual_seed(recipe.seed + 1)
-    training = _EncoderTraining(recipe, backbone, head, data, target, light)
+    training = _EncoderTraining(recipe, backbone, head, data, target, light, cache)
     test = load_image_set(recipe.data, "test", data)
 
     def evaluate() -> Mapping[str, float]:
@@ -118,6 +120,7 @@ class _EncoderTraining:
         data: Path | None,
         device: torch.device,
         light: nn.Module | None,
+        cache: Path | None,
     ) -> None:
         self.settings = recipe.encoder
         self.seed = recipe.seed
@@ -136,19 +139,12 @@ class _EncoderTraining:
             [self.descent.optimizer, self.critic.optimizer],
             [self.descent.schedule],
         )
-        self.embeddings = self.fixed.embeddings(self.learnt)
+        self.embeddings = self.fixed.embeddings(self.learnt, cache)
         self.variance = self.embeddings[0].var()
-        self.log_answers = self._log_answers()
+        self.log_answers = F.log_softmax(self.fixed.logits(self.embeddings), 2)
         classes = self.learnt.labels if light is None else classes_of(light, self.learnt, device)
         self.draw = GroupDraw(classes, self.code.k, self.settings.alike)
         self.coefficients = torch.tensor(self.code.coefficients, dtype=torch.float32, device=device)
-
-    @torch.no_grad()
-    def _log_answers(self) -> Tensor:
-        """[2, N, outputs]: logarithm of the exact answers."""
-        parts = torch.split(self.embeddings.flatten(0, 1), 1000)
-        logits = torch.cat([self.fixed.head(part) for part in parts])
-        return F.log_softmax(logits, 1).reshape(*self.embeddings.shape[:2], -1)
 
     def step(self, number: int) -> Mapping[str, Tensor]:
         """One optimizer step on fresh groups; returns the losses by name."""

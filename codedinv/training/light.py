@@ -48,6 +48,7 @@ def fit_light(
     data: Path | None = None,
     device: str = "cpu",
     resume: bool = True,
+    cache: Path | None = None,
 ) -> SeparableNet:
     """Trains a light model on the classifier's answers and the labels, then calibrates it.
 
@@ -62,6 +63,7 @@ def fit_light(
         data: folder of the data set (None: where the system keeps it).
         device: "cpu" or "cuda".
         resume: False starts afresh.
+        cache: file for the embeddings of the training images, see FixedClassifier.embeddings.
 
     Returns:
         The light model, eval mode.
@@ -70,7 +72,8 @@ def fit_light(
     target = torch.device(device)
     learnt, held_out = load_training_images(recipe, data, target)
     test = load_image_set(recipe.data, "test", data)
-    taught = FixedClassifier.of(backbone, head, target).logits(learnt).softmax(2)
+    fixed = FixedClassifier.of(backbone, head, target)
+    taught = fixed.logits(fixed.embeddings(learnt, cache)).softmax(2)
     light = build_recipe_light(recipe, backbone, taught.shape[2]).to(target)
     light.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     answers = torch.lerp(

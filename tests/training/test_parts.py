@@ -12,6 +12,7 @@ from torch import nn
 from codedinv.data import write_idx
 from codedinv.training.augment import augmented, random_erase, random_flip, random_shift
 from codedinv.training.draws import GroupDraw
+from codedinv.training.fixed import FixedClassifier
 from codedinv.training.images import LabelledImages, load_training_images
 from codedinv.training.light import best_temperature
 from codedinv.training.recipe import Recipe
@@ -85,6 +86,39 @@ def test_an_erased_square_is_no_larger_than_its_side() -> None:
 def test_a_batch_is_left_alone_where_nothing_is_asked_for() -> None:
     x = torch.rand(3, 1, 6, 6)
     assert augmented(x) is x
+
+
+def test_kept_embeddings_are_used_for_the_same_backbone_and_images_only(tmp_path: Path) -> None:
+    class Counting(nn.Module):
+        seen = 0
+
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            Counting.seen += len(x)
+            return self.factor * x
+
+    images = torch.arange(40 * 6, dtype=torch.uint8).reshape(40, 2, 3)
+    learnt = LabelledImages(images, torch.zeros(40, dtype=torch.long))
+    others = LabelledImages(images.flip(0), learnt.labels)
+
+    def embed(factor: float, of: LabelledImages) -> tuple[torch.Tensor, int]:
+        Counting.seen = 0
+        fixed = FixedClassifier(Counting(factor), nn.Identity())
+        return fixed.embeddings(of, tmp_path / "embeddings.pt"), Counting.seen
+
+    first, seen = embed(2.0, learnt)
+    assert seen == 80, "every image and its mirror"
+    assert torch.equal(first[1], 2 * learnt.queries().flip(3))
+    again, seen = embed(2.0, learnt)
+    assert seen == 32, "a few, to see whether they are the same"
+    assert torch.equal(first, again)
+    for factor, of in ((3.0, learnt), (3.0, others)):
+        changed, seen = embed(factor, of)
+        assert seen == 32 + 80
+        assert torch.equal(changed[0], factor * of.queries())
 
 
 @pytest.mark.parametrize("alike", [0.0, 0.5, 1.0])
