@@ -23,6 +23,8 @@ from codedinv.training.images import load_training_images
 from codedinv.training.loop import Run, autocast, run_to
 from codedinv.training.recipe import Recipe
 
+_SCORED = 2000  # test images for the history; the published number is of all of them
+
 
 def recipe_code(recipe: Recipe) -> Code:
     """The code of a recipe: uniform for r = 1, else a well-conditioned MDS code."""
