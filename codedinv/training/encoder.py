@@ -91,11 +91,12 @@ def fit_encoder(
     target = torch.device(device)
     torch.manual_seed(recipe.seed + 1)
     training = _EncoderTraining(recipe, backbone, head, data, target, light, cache)
-    images, labels = (part[:_SCORED] for part in load_image_set(recipe.data, "test", data))
+    images, labels = load_image_set(recipe.data, "test", data)
     fixed, code = training.fixed, training.code
 
     def evaluate() -> Mapping[str, float]:
-        return degraded_accuracy(fixed.backbone, fixed.head, training.encoder, code, images, labels)
+        scored = images[:_SCORED], labels[:_SCORED]
+        return degraded_accuracy(fixed.backbone, fixed.head, training.encoder, code, *scored)
 
     every = max(1, settings.steps // 4)
     run_to(training.run, settings.steps, training.step, evaluate, every, out, "encoder", resume)
