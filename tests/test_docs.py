@@ -99,8 +99,8 @@ def test_the_table_of_compiled_kernels_is_what_the_receipt_says(
 
 def some_result(**changes: object) -> dict[str, object]:
     ways = {
-        "arrival": {"mean": 87.0, "retained_gain": -0.5},
-        "arrival + fused": {"mean": 89.0, "retained_gain": 0.5},
+        "arrival": {"mean": 87.0, "over_light": None},
+        "arrival + fused": {"mean": 89.0, "over_light": {"mean": 1.0, "low": 0.5, "high": 1.5}},
     }
     return {
         "model": "m", "scheme": "invertible", "n": 5, "k": 4, "encoder_over_backbone": 0.08,
@@ -121,7 +121,7 @@ def test_a_table_shows_every_model_beside_its_controls_and_marks_the_beaten() ->
         "| -0.50 | 88.00 | 85.00 | 40.00 | 0.90 |"
     )
     assert lines[3].startswith("| `g` | guided | (5, 4) | 5.0% | 90.00 ± 1.25 | 87.00 ± 1.25 |")
-    assert lines[7:] == ["| `m` | 87.00 (-0.50) | - | - | 89.00 (0.50) | - |"], "guided has one way"
+    assert lines[7:] == ["| `m` | 87.00 | - | - | 89.00 (+1.00 ± 0.50) | - |"], "guided has one way"
 
 
 def test_a_text_without_the_marks_is_refused() -> None:

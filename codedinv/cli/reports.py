@@ -68,7 +68,7 @@ def as_report(
 ) -> dict[str, Any]:
     """The result as plain JSON: accuracies in percent with intervals, controls, costs in MACs."""
     macs = model.metadata["macs"]
-    normal, degraded, light = accuracy.normal.mean, accuracy.degraded.mean, controls.light
+    degraded, worth, over = accuracy.degraded.mean, accuracy.worth, accuracy.over_light
     cost = costs(model)
     return {
         "model": model.name,
@@ -81,17 +81,19 @@ def as_report(
         "groupings": accuracy.groupings,
         "seed": seed,
         "unit": "percent",
-        "A_n": normal,
+        "A_n": accuracy.normal.mean,
         "A_d": degraded,
         "agreement": accuracy.agreement.mean,
         "whole_group": accuracy.whole_group.mean,
-        "retained_gain": retained_gain(degraded, normal, light),
+        "retained_gain": retained_gain(over.get("arrival"), worth),
+        "workers_worth": None if worth is None else asdict(worth),
         "controls": asdict(controls),
         "beaten_by": beaten_by(degraded, controls, cost),
         "A_d_by_way": {
             way: {
                 **asdict(estimate),
-                "retained_gain": retained_gain(estimate.mean, normal, light),
+                "over_light": asdict(over[way]) if way in over else None,
+                "retained_gain": retained_gain(over.get(way), worth),
             }
             for way, estimate in accuracy.degraded_by_way.items()
         },
@@ -160,20 +162,29 @@ def as_table(report: dict[str, Any]) -> Table:
 
 
 def _caption(report: dict[str, Any]) -> str:
-    gain = report["retained_gain"]
-    retained = (
-        "no retained gain: f is no better than the light model, or there is none"
-        if gain is None
-        else f"retained gain R = (A_d - A_light) / (A_n - A_light) = {gain:.2f}"
-    )
-    return (
-        "A_d: against the true labels. Agreement is with the exact answer, right or wrong.\n"
-        f"{retained}."
-    )
+    gain, worth = report["retained_gain"], report["workers_worth"]
+    lines = [
+        "A_d: against the true labels. Agreement is with the exact answer, right or wrong.",
+    ]
+    if worth is not None:
+        lines.append(f"What the workers add to the light model: A_n - A_light = {_signed(worth)}.")
+        lines.append(
+            "That is not measurably more than nothing, so there is no gain to retain."
+            if gain is None
+            else f"Retained gain R = (A_d - A_light) / (A_n - A_light) = {gain:.2f}."
+        )
+    return "\n".join(lines)
 
 
 def _gain(found: dict[str, Any]) -> str:
-    return "" if found["retained_gain"] is None else f" (R = {found['retained_gain']:.2f})"
+    over, gain = found["over_light"], found["retained_gain"]
+    parts = [] if over is None else [f"over light {_signed(over)}"]
+    parts += [] if gain is None else [f"R = {gain:.2f}"]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _signed(estimate: dict[str, float]) -> str:
+    return f"{estimate['mean']:+.2f} [{estimate['low']:+.2f}, {estimate['high']:+.2f}]"
 
 
 def _cells(value: float, low: float, high: float) -> tuple[str, str]:

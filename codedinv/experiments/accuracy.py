@@ -24,7 +24,7 @@ from codedinv.experiments.degraded import (
     recover,
 )
 from codedinv.experiments.groupings import Groups, alike_groups, arrival_groups
-from codedinv.experiments.intervals import Estimate, Outcomes, interval
+from codedinv.experiments.intervals import Estimate, Outcomes, difference, interval
 
 __all__ = [
     "Accuracy",
@@ -57,6 +57,8 @@ class Accuracy:
         agreement: degraded answers that equal the exact answer, right or wrong.
         whole_group: right answers among all k of a group, one of them degraded.
         light: right answers of the light model, over all images; None without one.
+        worth: A_n minus the light model's accuracy, image by image: what workers are paid for.
+        over_light: the same of the degraded answers of each way; empty without a light model.
         images: how many were used.
         groupings: how many random groupings.
     """
@@ -69,6 +71,8 @@ class Accuracy:
     agreement: Estimate
     whole_group: Estimate
     light: Estimate | None
+    worth: Estimate | None
+    over_light: dict[str, Estimate]
     images: int
     groupings: int
 
@@ -171,7 +175,14 @@ def _summary(
 ) -> Accuracy:
     one_lost = Outcomes.concatenated(by_lost[1])
     images = np.arange(len(labels))
-    light = None if known.light is None else known.light.argmax(axis=1) == labels
+    ways = {way: Outcomes.concatenated(outcomes) for way, outcomes in by_way.items()}
+    light = worth = None
+    over_light = {}
+    if known.light is not None:
+        lightly = known.light.argmax(axis=1) == labels
+        light = interval(lightly, images)
+        worth = difference(right_exactly.astype(np.float64) - lightly, images)
+        over_light = {way: outcomes.over(lightly) for way, outcomes in ways.items()}
     # Over the k turns an image is answered exactly k - 1 times and degraded once.
     whole: NDArray[Any] = ((k - 1) * right_exactly[one_lost.images] + one_lost.values) / k
     return Accuracy(
@@ -181,12 +192,12 @@ def _summary(
             lost: Outcomes.concatenated(outcomes).estimate() for lost, outcomes in by_lost.items()
         },
         degraded_by_slot=one_lost.by_slot(k),
-        degraded_by_way={
-            way: Outcomes.concatenated(outcomes).estimate() for way, outcomes in by_way.items()
-        },
+        degraded_by_way={way: outcomes.estimate() for way, outcomes in ways.items()},
         agreement=Outcomes.concatenated(agreement).estimate(),
         whole_group=interval(whole, one_lost.images, one_lost.groups),
-        light=None if light is None else interval(light, images),
+        light=light,
+        worth=worth,
+        over_light=over_light,
         images=len(labels),
         groupings=groupings,
     )

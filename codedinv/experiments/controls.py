@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from codedinv.bundle import CodedModel
 from codedinv.experiments.accuracy import Accuracy, Progress, evaluate
 from codedinv.experiments.degraded import Floats, Known
+from codedinv.experiments.intervals import Estimate
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,20 @@ def measure_controls(
     )
 
 
-def retained_gain(degraded: float, normal: float, light: float | None) -> float | None:
+def retained_gain(over_light: Estimate | None, worth: Estimate | None) -> float | None:
     """R = (A_d - A_light) / (A_n - A_light): the share of the workers' worth that survives.
 
-    None without a light model, or where f is no better than it.
+    Args:
+        over_light: A_d - A_light, image by image.
+        worth: A_n - A_light, image by image.
+
+    Returns:
+        None without a light model, and where f is not measurably better than it (the 95 % interval
+        of its worth reaches 0): a ratio of noise says nothing.
     """
-    if light is None or normal <= light:
+    if over_light is None or worth is None or worth.low <= 0:
         return None
-    return (degraded - light) / (normal - light)
+    return over_light.mean / worth.mean
 
 
 def affine_share(queries: Floats, embeddings: Floats) -> float:

@@ -40,6 +40,18 @@ def interval(
 
     Source: Cameron, Gelbach & Miller, "Robust inference with multiway clustering", 2011.
     """
+    found = difference(values, images, groups)
+    return Estimate(found.mean, max(found.low, 0.0), min(found.high, 100.0))
+
+
+def difference(
+    values: NDArray[Any], images: NDArray[np.int64], groups: NDArray[np.int64] | None = None
+) -> Estimate:
+    """`interval` of outcomes that may be negative: of one answer's minus another's, image by image.
+
+    Such a pairing is far narrower than the difference of two intervals, as most images are easy or
+    hard for both.
+    """
     values = np.asarray(values, dtype=np.float64)
     deviations = values - values.mean()
     variance = _cluster_variance(deviations, images)
@@ -50,7 +62,7 @@ def interval(
         # The difference may fall below the one-way variance by chance: the wider one is kept.
         variance = max(variance, combined)
     mean, half = 100 * values.mean(), 100 * _Z95 * np.sqrt(variance)
-    return Estimate(float(mean), float(max(mean - half, 0)), float(min(mean + half, 100)))
+    return Estimate(float(mean), float(mean - half), float(mean + half))
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,11 @@ class Outcomes:
 
     def estimate(self) -> Estimate:
         return interval(self.values, self.images, self.groups)
+
+    def over(self, right: NDArray[np.bool_]) -> Estimate:
+        """How much better these answers are than others; `right` says which of those are right."""
+        paired = self.values.astype(np.float64) - right[self.images]
+        return difference(paired, self.images, self.groups)
 
     def by_slot(self, k: int) -> list[float]:
         return [float(100 * self.values[self.slots == slot].mean()) for slot in range(k)]

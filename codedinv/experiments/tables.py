@@ -37,8 +37,8 @@ def accuracy_tables(receipts: Sequence[dict[str, Any]]) -> str:
     if by_way:
         lines += [
             "",
-            "| A_d (and R) of | by arrival | chosen among 16 k | all alike | fused, by arrival "
-            "| fused, chosen |",
+            "| A_d (over light) of | by arrival | chosen among 16 k | all alike "
+            "| fused, by arrival | fused, chosen |",
             "|---|---|---|---|---|---|",
             *(_row([f"`{r['model']}`", *(_way(r, way) for way in _WAYS)]) for r in by_way),
         ]
@@ -98,8 +98,11 @@ def _way(result: dict[str, Any], way: str) -> str:
     found = result["A_d_by_way"].get(way)
     if found is None:
         return "-"
-    gain = found["retained_gain"]
-    return f"{found['mean']:.2f}" + ("" if gain is None else f" ({gain:.2f})")
+    over = found["over_light"]
+    if over is None:
+        return f"{found['mean']:.2f}"
+    half = (over["high"] - over["low"]) / 2
+    return f"{found['mean']:.2f} ({over['mean']:+.2f} ± {half:.2f})"
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from codedinv.experiments.controls import (
 )
 from codedinv.experiments.degraded import Known, guided_answers
 from codedinv.experiments.fusing import fit_fusion, likeliest_weights
+from codedinv.experiments.intervals import Estimate, Outcomes
 from codedinv.light import log_softmax
 from codedinv.nn import SeparableNet
 
@@ -112,10 +113,26 @@ def test_the_affine_share_is_one_for_an_affine_map_and_less_for_another() -> Non
 
 
 def test_the_retained_gain_is_the_share_of_what_the_workers_add() -> None:
-    assert retained_gain(91.0, 92.0, 88.0) == pytest.approx(0.75)
-    assert retained_gain(87.0, 92.0, 88.0) == pytest.approx(-0.25)
-    assert retained_gain(91.0, 92.0, None) is None
-    assert retained_gain(91.0, 92.0, 92.5) is None, "no gain to retain"
+    worth = Estimate(4.0, 3.5, 4.5)
+    assert retained_gain(Estimate(3.0, 2.0, 4.0), worth) == pytest.approx(0.75)
+    assert retained_gain(Estimate(-1.0, -2.0, 0.0), worth) == pytest.approx(-0.25)
+    assert retained_gain(None, None) is None
+
+
+def test_there_is_no_gain_to_retain_where_f_is_not_measurably_better_than_the_light_model() -> None:
+    assert retained_gain(Estimate(0.3, 0.1, 0.5), Estimate(0.1, -0.3, 0.5)) is None
+
+
+def test_answers_are_compared_with_the_light_models_image_by_image() -> None:
+    generator = np.random.default_rng(3)
+    lightly = generator.random(5000) < 0.8
+    better = lightly | (generator.random(5000) < 0.05)
+    images = np.arange(5000)
+    found = Outcomes(better, images, images, images).over(lightly)
+    assert found.mean == pytest.approx(100 * (better.mean() - lightly.mean()))
+    assert found.low > 0.5
+    worse = Outcomes(lightly, images, images, images).over(better)
+    assert (worse.low, worse.high) == pytest.approx((-found.high, -found.low)), "not cut off at 0"
 
 
 def test_a_cheaper_control_that_does_as_well_beats_the_code() -> None:
