@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codedinv import bundle_folder
-from codedinv.bundle_folder import ANCHORS, BACKBONE, ENCODER, Manifest, head_file
+from codedinv.bundle_folder import ANCHORS, BACKBONE, ENCODER, LIGHT, Manifest, head_file
 from codedinv.coding import Code, StreamingDecoder
 from codedinv.errors import BundleError
+from codedinv.light import Fusion, LightModel
 from codedinv.runtimes import (
     ArrayT,
     Network,
@@ -63,6 +64,9 @@ class CodedModel:
         heads: the task heads by name, each (B, *embedding) -> (B, outputs).
         anchors: queries and embeddings for the free slots of partial groups.
         consistency: tells a group with a wrong result from a clean one; None: not calibrated.
+        scheme: how the model is meant to be served: "invertible" or "guided".
+        light: the light model, x -> {task: calibrated logits}; None where the bundle has none.
+        fusion: mixes decoded with light answers; None where no weights were fitted.
         metadata: metrics, macs, parameters, certificates and provenance; plain JSON values.
         folder: where the model was loaded from or last saved to; None before that.
         runtime: "onnx" or "torch".
@@ -73,11 +77,12 @@ class CodedModel:
         manifest: Manifest,
         anchors: Anchors,
         backbone: Network,
-        encoder: Network,
+        encoder: Network | None,
         heads: Mapping[str, Network],
         folder: Path | None,
         hashes: Mapping[str, str] | None = None,
         consistency: Consistency | None = None,
+        light: Network | None = None,
     ) -> None:
         self._manifest = manifest
         self._hashes = hashes
@@ -91,6 +96,9 @@ class CodedModel:
         self.heads = dict(heads)
         self.anchors = anchors
         self.consistency = consistency
+        self.scheme = manifest.scheme
+        self.light = None if light is None else LightModel(light, self.tasks, self.input_shape)
+        self.fusion = None if manifest.fusion is None else Fusion(manifest.fusion)
         self.metadata = manifest.metadata
         self.folder = folder
         self.runtime = "torch" if isinstance(backbone, TorchNetwork) else "onnx"
@@ -133,12 +141,15 @@ class CodedModel:
             modules = load_modules(folder, manifest)
             return cls._of_modules(manifest, anchors, modules, folder, hashes, consistency)
         heads = {task: OnnxNetwork(folder / head_file(task), threads) for task in manifest.tasks}
-        encoder = OnnxNetwork(folder / ENCODER, threads)
-        for network in (encoder, *heads.values()):
-            network.open()  # a front end's first query should not wait for it
+        architecture = manifest.architecture
+        encoder = OnnxNetwork(folder / ENCODER, threads) if architecture.encoder else None
+        light = OnnxNetwork(folder / LIGHT, threads) if architecture.light else None
+        for network in (encoder, light, *heads.values()):
+            if network is not None:
+                network.open()  # a front end's first query should not wait for it
         # Front ends leave the backbone to workers: it is opened only where it is called.
         backbone = OnnxNetwork(folder / BACKBONE, threads)
-        return cls(manifest, anchors, backbone, encoder, heads, folder, hashes, consistency)
+        return cls(manifest, anchors, backbone, encoder, heads, folder, hashes, consistency, light)
 
     @classmethod
     def from_modules(
@@ -148,9 +159,12 @@ class CodedModel:
         code: Code,
         backbone: torch.nn.Module,
         heads: Mapping[str, torch.nn.Module],
-        encoder: torch.nn.Module,
+        encoder: torch.nn.Module | None,
         anchors_queries: Any,
         metadata: Mapping[str, Any] | None = None,
+        light: torch.nn.Module | None = None,
+        fusion: Mapping[str, tuple[float, float]] | None = None,
+        scheme: str = "invertible",
     ) -> CodedModel:
         """Makes a model of trained torch modules, ready to be served, evaluated or saved.
 
@@ -160,18 +174,23 @@ class CodedModel:
             backbone: (B, *input) -> (B, *embedding). A network with `bake()` is baked: its
                 spectral normalisation becomes plain weights and certificates in the metadata.
             heads: task name (letters, digits, underscores) -> (B, *embedding) -> (B, outputs).
-            encoder: (B, k, *input) -> (B, r, *input).
+            encoder: (B, k, *input) -> (B, r, *input); None for a scheme without parities.
             anchors_queries: float32 (A, *input) array or tensor of typical queries, A >= k - 1
                 and A >= 1.
             metadata: metrics, provenance, ...; macs, parameters and certificates are added.
+            light: (B, *input) -> (B, sum of all tasks' outputs), calibrated logits in the tasks'
+                order.
+            fusion: weights for `codedinv.light.Fusion`; needs a light model.
+            scheme: "invertible" needs an encoder, "guided" a light model.
 
         Raises:
-            ValueError: shapes of the parts do not fit together, or a bad name.
+            ValueError: shapes of the parts do not fit together, a part is missing, or a bad name.
         """
         from codedinv import modules
 
-        assembled = modules.assemble(backbone, heads, encoder)
+        assembled = modules.assemble(backbone, heads, encoder, light)
         manifest, anchors = modules.describe(name, code, assembled, anchors_queries, metadata or {})
+        manifest = bundle_folder.with_scheme(manifest, scheme, fusion)
         return cls._of_modules(manifest, anchors, assembled, None)
 
     @classmethod
@@ -189,11 +208,12 @@ class CodedModel:
             manifest,
             anchors,
             TorchNetwork(modules.backbone),
-            TorchNetwork(modules.encoder),
+            None if modules.encoder is None else TorchNetwork(modules.encoder),
             heads,
             folder,
             hashes,
             consistency,
+            None if modules.light is None else TorchNetwork(modules.light),
         )
         model.__dict__["modules"] = modules  # what the cached property would load from the folder
         return model
@@ -218,7 +238,15 @@ class CodedModel:
         return load_modules(self.folder, self._manifest)
 
     def encode(self, queries: ArrayT) -> ArrayT:
-        """Makes the parity queries: float32 (B, k, *input) -> (B, r, *input)."""
+        """Makes the parity queries: float32 (B, k, *input) -> (B, r, *input).
+
+        Raises:
+            ValueError: another shape or dtype, or the model has no encoder (a guided one).
+        """
+        if self._encoder is None:
+            raise ValueError(
+                f"encode: {self.name!r} has no encoder; it is meant for scheme {self.scheme!r}"
+            )
         check_batch("queries", queries, "B", (self.code.k, *self.input_shape))
         return self._encoder(queries)
 

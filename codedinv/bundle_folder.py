@@ -28,6 +28,7 @@ ANCHORS = "anchors.safetensors"
 BACKBONE = "backbone.onnx"
 ENCODER = "encoder.onnx"
 CONSISTENCY = "consistency.safetensors"  # optional: only calibrated bundles have it
+LIGHT = "light.onnx"
 
 
 def head_file(task: str) -> str:
@@ -55,11 +56,12 @@ class CodeEntry(_Strict):
 
 
 class Architecture(_Strict):
-    """JSON configs from which `codedinv.nn` rebuilds the networks."""
+    """JSON configs from which `codedinv.nn` rebuilds the networks; None: the bundle has no such."""
 
     backbone: dict[str, Any]
-    encoder: dict[str, Any]
+    encoder: dict[str, Any] | None
     heads: dict[str, dict[str, Any]]
+    light: dict[str, Any] | None = None
 
 
 class Manifest(_Strict):
@@ -70,6 +72,8 @@ class Manifest(_Strict):
         input_shape: of one query.
         embedding_shape: of one result.
         tasks: outputs of each task's head, in order; the first is the default task.
+        scheme: how the model is meant to be served; "guided" needs a light model and no encoder.
+        fusion: weights of decoded and light answers by grouping (see codedinv.light.Fusion).
         metadata: metrics, macs, parameters, certificates, provenance: information, never needed
             to serve.
     """
@@ -80,11 +84,37 @@ class Manifest(_Strict):
     embedding_shape: tuple[int, ...]
     tasks: dict[str, int]
     architecture: Architecture
+    scheme: str = "invertible"
+    fusion: dict[str, tuple[float, float]] | None = None
     metadata: dict[str, Any]
 
     def file_names(self) -> list[str]:
         """Every file that the bundle must have beside `bundle.json`."""
-        return [WEIGHTS, ANCHORS, BACKBONE, ENCODER, *map(head_file, self.tasks)]
+        encoder = [] if self.architecture.encoder is None else [ENCODER]
+        light = [] if self.architecture.light is None else [LIGHT]
+        return [WEIGHTS, ANCHORS, BACKBONE, *encoder, *light, *map(head_file, self.tasks)]
+
+
+SCHEMES = ("invertible", "guided")
+
+
+def with_scheme(
+    manifest: Manifest, scheme: str, fusion: Mapping[str, tuple[float, float]] | None
+) -> Manifest:
+    """The manifest of a model that is meant for `scheme` and fuses with these weights.
+
+    Raises:
+        ValueError: an unknown scheme, or one that lacks the network it needs.
+    """
+    parts = manifest.architecture
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme: expected one of {', '.join(SCHEMES)}, got {scheme!r}")
+    if scheme == "invertible" and parts.encoder is None:
+        raise ValueError("encoder: the scheme 'invertible' needs one, got None")
+    if parts.light is None and (scheme == "guided" or fusion is not None):
+        raise ValueError("light: the scheme 'guided' and fusion need a light model, got None")
+    weights = None if fusion is None else dict(fusion)
+    return manifest.model_copy(update={"scheme": scheme, "fusion": weights})
 
 
 def write_folder(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> dict[str, str]:
@@ -144,7 +174,7 @@ def read_verified(folder: Path) -> tuple[Manifest, dict[str, str]]:
     hashes = {MANIFEST: digest}
     for name in manifest.file_names():
         if name not in table:
-            raise BundleError(f"{path}: it has no entry for {name}, which its tasks call for")
+            raise BundleError(f"{path}: it has no entry for {name}, which its networks call for")
         _verify(folder / name, table[name])
         hashes[name] = table[name].sha256
     if CONSISTENCY in table:

@@ -30,7 +30,7 @@ class ServerClosed(CodedInvError):
 
 
 class WrongProcess(CodedInvError):
-    """A server was used in a forked copy of the process that made it; each process makes its own."""
+    """A server was used in a forked copy of the process that made it; each makes its own."""
 
 
 class WrongThread(CodedInvError):

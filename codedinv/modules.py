@@ -19,6 +19,7 @@ from codedinv.bundle_folder import (
     ANCHORS,
     BACKBONE,
     ENCODER,
+    LIGHT,
     WEIGHTS,
     Architecture,
     CodeEntry,
@@ -28,7 +29,7 @@ from codedinv.bundle_folder import (
 from codedinv.coding import Code
 from codedinv.errors import BundleError
 from codedinv.export import OPSET, to_onnx, with_shared_weights
-from codedinv.nn import build_backbone, build_encoder, build_head
+from codedinv.nn import build_backbone, build_encoder, build_head, build_light
 from codedinv.nn.macs import macs
 
 if TYPE_CHECKING:
@@ -37,16 +38,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TorchModules:
-    """The networks of a model, in eval mode; `certificates` is None where nothing was baked."""
+    """The networks of a model, in eval mode; None where there is none.
+
+    `certificates` is None where nothing was baked.
+    """
 
     backbone: nn.Module
-    encoder: nn.Module
+    encoder: nn.Module | None
     heads: Mapping[str, nn.Module]
+    light: nn.Module | None = None
     certificates: list[dict[str, Any]] | None = None
 
 
 def assemble(
-    backbone: nn.Module, heads: Mapping[str, nn.Module], encoder: nn.Module
+    backbone: nn.Module,
+    heads: Mapping[str, nn.Module],
+    encoder: nn.Module | None,
+    light: nn.Module | None = None,
 ) -> TorchModules:
     """Copies all parts to the CPU in eval mode, the backbone baked where it can be.
 
@@ -59,8 +67,9 @@ def assemble(
         certificates = [{name: asdict(proof) for name, proof in block.items()} for block in proofs]
     return TorchModules(
         _served_copy(backbone),
-        _served_copy(encoder),
+        None if encoder is None else _served_copy(encoder),
         {task: _served_copy(head) for task, head in heads.items()},
+        None if light is None else _served_copy(light),
         certificates,
     )
 
@@ -95,17 +104,8 @@ def describe(
         )
     embeddings = modules.backbone(queries)
     group = queries[torch.arange(code.k) % len(queries)][None]
-    try:
-        parity = modules.encoder(group)
-    except RuntimeError as error:
-        raise ValueError(
-            f"encoder: it takes no group of k = {code.k} queries {tuple(group.shape)}: {error}"
-        ) from error
-    if tuple(parity.shape) != (1, code.r, *queries.shape[1:]):
-        raise ValueError(
-            f"encoder: expected (1, {code.k}, *input) -> {(1, code.r, *queries.shape[1:])}, "
-            f"got {tuple(parity.shape)}"
-        )
+    if modules.encoder is not None:
+        _check_encoder(modules.encoder, group, code)
     outputs = {task: head(embeddings) for task, head in modules.heads.items()}
     for task, output in outputs.items():
         if output.ndim != 2:
@@ -113,33 +113,68 @@ def describe(
                 f"heads: {task!r} must give (B, outputs), got {tuple(output.shape)} for "
                 f"{len(queries)} embeddings"
             )
+    tasks = {task: output.shape[1] for task, output in outputs.items()}
+    if modules.light is not None:
+        _check_light(modules.light, queries, sum(tasks.values()))
+    inputs = {"backbone": queries[:1], "encoder": group, "light": queries[:1]}
+    single = {
+        name: (module, inputs[name])
+        for name, module in (
+            ("backbone", modules.backbone),
+            ("encoder", modules.encoder),
+            ("light", modules.light),
+        )
+        if module is not None
+    }
     manifest = Manifest(
         name=name,
         code=CodeEntry(k=code.k, r=code.r, coefficients=np.asarray(code.coefficients).tolist()),
         input_shape=tuple(queries.shape[1:]),
         embedding_shape=tuple(embeddings.shape[1:]),
-        tasks={task: output.shape[1] for task, output in outputs.items()},
+        tasks=tasks,
         architecture=Architecture(
             backbone=_config(modules.backbone),
-            encoder=_config(modules.encoder),
+            encoder=None if modules.encoder is None else _config(modules.encoder),
             heads={task: _config(head) for task, head in modules.heads.items()},
+            light=None if modules.light is None else _config(modules.light),
         ),
         metadata={
             **metadata,
             "macs": {
-                "backbone": macs(modules.backbone, queries[:1]),
-                "encoder": macs(modules.encoder, group),
+                **{name: macs(module, example) for name, (module, example) in single.items()},
                 "head": {task: macs(head, embeddings[:1]) for task, head in modules.heads.items()},
             },
             "parameters": {
-                "backbone": _parameters(modules.backbone),
-                "encoder": _parameters(modules.encoder),
+                **{name: _parameters(module) for name, (module, _) in single.items()},
                 "head": {task: _parameters(head) for task, head in modules.heads.items()},
             },
             "certificates": modules.certificates,
         },
     )
     return manifest, Anchors(queries.numpy(), embeddings.numpy())
+
+
+def _check_encoder(encoder: nn.Module, group: torch.Tensor, code: Code) -> None:
+    expected = (1, code.r, *group.shape[2:])
+    try:
+        parity = encoder(group)
+    except RuntimeError as error:
+        raise ValueError(
+            f"encoder: it takes no group of k = {code.k} queries {tuple(group.shape)}: {error}"
+        ) from error
+    if tuple(parity.shape) != expected:
+        raise ValueError(
+            f"encoder: expected (1, {code.k}, *input) -> {expected}, got {tuple(parity.shape)}"
+        )
+
+
+def _check_light(light: nn.Module, queries: torch.Tensor, outputs: int) -> None:
+    got = tuple(light(queries).shape)
+    if got != (len(queries), outputs):
+        raise ValueError(
+            f"light: expected (B, {outputs}), the outputs of all tasks, got {got} for "
+            f"{len(queries)} queries"
+        )
 
 
 def load_modules(folder: Path, manifest: Manifest) -> TorchModules:
@@ -153,14 +188,18 @@ def load_modules(folder: Path, manifest: Manifest) -> TorchModules:
     try:
         tensors = load_file(path)
         backbone = _filled(build_backbone(architecture.backbone), tensors, "backbone.")
-        encoder = _filled(build_encoder(architecture.encoder), tensors, "encoder.")
+        encoder = light = None
+        if architecture.encoder is not None:
+            encoder = _filled(build_encoder(architecture.encoder), tensors, "encoder.")
+        if architecture.light is not None:
+            light = _filled(build_light(architecture.light), tensors, "light.")
         heads = {
             task: _filled(build_head(architecture.heads[task]), tensors, f"head.{task}.")
             for task in manifest.tasks
         }
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{path} does not fit the bundle's architecture: {error}") from error
-    return TorchModules(backbone, encoder, heads, manifest.metadata.get("certificates"))
+    return TorchModules(backbone, encoder, heads, light, manifest.metadata.get("certificates"))
 
 
 def serialise(
@@ -186,16 +225,22 @@ def serialise(
     groups = torch.stack([_cycled(stored.roll(-i, 0), manifest.code.k) for i in range(3)])
     with torch.no_grad():
         embeddings = modules.backbone(queries)
-    exports = {
-        BACKBONE: to_onnx(modules.backbone, queries, "query", "embedding"),
-        ENCODER: to_onnx(modules.encoder, groups, "queries", "parity_queries"),
-    }
+    exports = {BACKBONE: to_onnx(modules.backbone, queries, "query", "embedding")}
+    named = {"backbone": modules.backbone}
+    if modules.encoder is not None:
+        exports[ENCODER] = to_onnx(modules.encoder, groups, "queries", "parity_queries")
+        named["encoder"] = modules.encoder
+    if modules.light is not None:
+        exports[LIGHT] = to_onnx(modules.light, queries, "query", "logits")
+        named["light"] = modules.light
     for task, head in modules.heads.items():
         exports[head_file(task)] = to_onnx(head, embeddings, "embedding", task)
-    weights = {f"backbone.{key}": value for key, value in modules.backbone.state_dict().items()}
-    weights |= {f"encoder.{key}": value for key, value in modules.encoder.state_dict().items()}
-    for task, head in modules.heads.items():
-        weights |= {f"head.{task}.{key}": value for key, value in head.state_dict().items()}
+        named[f"head.{task}"] = head
+    weights = {
+        f"{name}.{key}": value
+        for name, module in named.items()
+        for key, value in module.state_dict().items()
+    }
     stored_weights = save({key: t.detach().cpu().contiguous() for key, t in weights.items()})
     files = {
         WEIGHTS: stored_weights,

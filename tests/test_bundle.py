@@ -466,12 +466,12 @@ def test_a_wrong_runtime_or_thread_count_is_refused(small_bundle: Path) -> None:
 # ---- the bundled models
 
 
-def test_the_bundled_models_together_stay_under_16_mb() -> None:
+def test_the_bundled_models_together_stay_under_30_mb() -> None:
     folders = [CodedModel.load(name).folder for name in bundled_names()]
-    assert sum(sum(file_sizes(folder).values()) for folder in folders if folder) < 16e6
+    assert sum(sum(file_sizes(folder).values()) for folder in folders if folder) < 30e6
 
 
-@pytest.mark.parametrize("name", ["fashion-mnist", "fashion-mnist-k10"])
+@pytest.mark.parametrize("name", ["fashion-mnist-k2", "fashion-mnist", "fashion-mnist-k10"])
 def test_a_bundled_model_is_cheap_to_encode_and_inverts(name: str) -> None:
     model = CodedModel.load(name)
     macs = model.metadata["macs"]

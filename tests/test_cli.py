@@ -30,7 +30,9 @@ def reported(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["calibrate"], ["demo"], ["evaluate"], ["export"], ["info"], ["train"]]
+    "command",
+    [[], ["calibrate"], ["chaos"], ["demo"], ["evaluate"], ["export"], ["info"], ["train"]]
+    + [["train", "light"]],
 )
 def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*command, "--help") == 0
@@ -91,6 +93,9 @@ def test_evaluate_reports_accuracies_and_writes_a_receipt(
         low, high = report["interval95"][name]
         assert 0 <= low <= report[name] <= high <= 100
     assert len(report["A_d_by_slot"]) == 4
+    assert report["controls"]["light"] is None
+    assert 0 <= report["controls"]["plain_sum"] <= 100
+    assert report["retained_gain"] is None
     written = json.loads(receipt.read_text())
     assert written["result"] == report
     assert written["command"].startswith("codedinv ")
@@ -134,6 +139,10 @@ hidden = 8
 [classifier]
 epochs = 1
 batch_size = 25
+[light]
+budget = 0.9
+epochs = 1
+batch_size = 25
 [encoder]
 k = 3
 input_channels = 2
@@ -141,6 +150,27 @@ width = 4
 blocks = 1
 steps = 3
 groups_per_step = 4
+"""
+
+TINY_GUIDED = """
+name = "tiny-guided"
+scheme = "guided"
+[backbone]
+kind = "resnet"
+input_shape = [1, 28, 28]
+stem = 4
+stages = [{ blocks = 1, width = 8 }]
+[head]
+kind = "linear"
+[classifier]
+epochs = 1
+batch_size = 25
+[light]
+budget = 0.2
+epochs = 1
+batch_size = 25
+[encoder]
+k = 3
 """
 
 
@@ -181,9 +211,42 @@ def test_two_training_commands_make_a_bundle_that_says_how(
     provenance = model.metadata["provenance"]
     assert list(provenance["commands"]) == ["classifier", "encoder"]
     assert provenance["recipe"]["encoder"]["k"] == 3
+    assert model.light is not None
+    assert model.fusion is not None
     capsys.readouterr()
     report = reported(capsys, "evaluate", "-m", out / "bundle", "--data", idx_folder, "--json")
     assert report["A_n"] == pytest.approx(model.metadata["metrics"]["A_n"])
+    assert all(value is not None for value in report["controls"].values())
+    assert set(report["A_d_by_way"]) >= {"arrival", "arrival + fused", "alike + fused"}
+    costs = report["macs_per_query"]
+    assert costs["fused"] == pytest.approx(costs["degraded"] + costs["light"])
+
+
+@pytest.mark.timeout(300)
+def test_a_guided_model_is_trained_evaluated_and_shown_without_an_encoder(
+    tmp_path: Path, idx_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "guided.toml"
+    recipe.write_text(TINY_GUIDED)
+    arguments = ["--recipe", recipe, "--data", idx_folder, "--out", tmp_path / "run"]
+    assert run("train", "classifier", *arguments) == 0
+    assert run("train", "encoder", *arguments) == 2
+    assert "codedinv train light" in capsys.readouterr().err
+    assert run("train", "light", *arguments) == 0
+    bundle = tmp_path / "run" / "bundle"
+    capsys.readouterr()
+    assert run("info", bundle) == 0
+    shown = capsys.readouterr().out
+    assert "guided" in shown
+    assert "light model" in shown
+    report = reported(capsys, "evaluate", "-m", bundle, "--data", idx_folder, "--json")
+    assert (report["scheme"], report["encoder_over_backbone"]) == ("guided", None)
+    assert report["controls"]["plain_sum"] is None
+    assert list(report["A_d_by_way"]) == ["arrival"]
+    assert run("evaluate", "-m", bundle, "--data", idx_folder) == 0
+    assert "control: light model alone" in capsys.readouterr().out
+    assert run("export", bundle, tmp_path / "out") == 0
+    assert CodedModel.load(tmp_path / "out").scheme == "guided"
 
 
 @pytest.mark.parametrize(

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from codedinv.bundle import CodedModel, bundled_names
 from codedinv.experiments.tables import (
     accuracy_receipts,
-    accuracy_table,
+    accuracy_tables,
     replace_table,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 RECEIPTS = accuracy_receipts(ROOT / "benchmarks" / "receipts")
-CONTROLS = json.loads((ROOT / "benchmarks" / "receipts" / "controls.json").read_text())
 
 
 def run_example(name: str, *arguments: str) -> str:
@@ -77,8 +77,14 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 def test_the_accuracy_table_is_what_the_receipts_say() -> None:
     readme = (ROOT / "README.md").read_text()
-    assert {r["result"]["model"] for r in RECEIPTS} == {"fashion-mnist", "fashion-mnist-k10"}
-    assert replace_table(readme, accuracy_table(RECEIPTS, CONTROLS)) == readme
+    assert {r["result"]["model"] for r in RECEIPTS} == set(bundled_names())
+    assert replace_table(readme, accuracy_tables(RECEIPTS)) == readme
+
+
+def test_every_receipt_is_of_the_bundle_that_comes_with_the_package() -> None:
+    for receipt in RECEIPTS:
+        metrics = CodedModel.load(receipt["result"]["model"]).metadata["metrics"]
+        assert receipt["result"]["A_n"] == pytest.approx(metrics["A_n"], abs=0.05)
 
 
 def test_the_table_of_compiled_kernels_is_what_the_receipt_says(
@@ -107,18 +113,31 @@ def test_the_tables_of_wrong_results_are_what_the_receipt_says(
     assert "One bar is missed" in page
 
 
-def test_a_table_has_a_row_for_each_receipt_and_half_widths() -> None:
-    result = {
-        "model": "m", "n": 5, "k": 4, "encoder_over_backbone": 0.0871, "A_n": 88.0, "A_d": 87.0,
-        "agreement": 95.0, "whole_group": 87.75,
-        "interval95": {name: [1.0, 3.5] for name in ("A_n", "A_d", "agreement", "whole_group")},
+def some_result(**changes: object) -> dict[str, object]:
+    ways = {
+        "arrival": {"mean": 87.0, "over_light": None},
+        "arrival + fused": {"mean": 89.0, "over_light": {"mean": 1.0, "low": 0.5, "high": 1.5}},
+    }
+    return {
+        "model": "m", "scheme": "invertible", "n": 5, "k": 4, "encoder_over_backbone": 0.08,
+        "light_over_backbone": 0.05, "A_n": 90.0, "A_d": 87.0, "retained_gain": -0.5,
+        "controls": {"light": 88.0, "head_alone": 85.0, "plain_sum": 40.0, "affine_share": 0.9},
+        "beaten_by": ["light"], "A_d_by_way": ways,
+        "interval95": {name: [1.0, 3.5] for name in ("A_n", "A_d")}, **changes,
     }  # fmt: skip
-    controls = {"result": {"head_alone_A_n": 80.0, "models": {"m": {"A_d_plain_sum": 12.3}}}}
-    lines = accuracy_table([{"result": result}] * 2, controls).splitlines()
-    assert len(lines) == 6
-    assert "| 12.30 |" in lines[3]
-    assert "80.00" in lines[5]
-    assert lines[2].startswith("| `m` | (5, 4) | 8.7% | 88.00 ± 1.25 |")
+
+
+def test_a_table_shows_every_model_beside_its_controls_and_marks_the_beaten() -> None:
+    guided = some_result(
+        model="g", scheme="guided", beaten_by=[], A_d_by_way={"arrival": {"mean": 87.0}}
+    )
+    lines = accuracy_tables([{"result": some_result()}, {"result": guided}]).splitlines()
+    assert lines[2] == (
+        "| `m` | invertible | (5, 4) | 2.0% | 90.00 ± 1.25 | 87.00 ± 1.25 (beaten: light model) "
+        "| -0.50 | 88.00 | 85.00 | 40.00 | 0.90 |"
+    )
+    assert lines[3].startswith("| `g` | guided | (5, 4) | 5.0% | 90.00 ± 1.25 | 87.00 ± 1.25 |")
+    assert lines[7:] == ["| `m` | 87.00 | - | - | 89.00 (+1.00 ± 0.50) | - |"], "guided has one way"
 
 
 def test_a_text_without_the_marks_is_refused() -> None:

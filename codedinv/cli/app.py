@@ -27,7 +27,8 @@ app = typer.Typer(
 
 train = typer.Typer(
     no_args_is_help=True,
-    help="Train a model of your own: first its classifier, then the encoder, which makes a bundle.",
+    help="Train a model of your own: its classifier, its light model, then the encoder, "
+    "which makes a bundle.",
 )
 app.add_typer(train, name="train")
 
@@ -210,11 +211,13 @@ def evaluate(
         Path | None, typer.Option(help="Also write the result, with device and versions, here.")
     ] = None,
 ) -> None:
-    """Measure normal and degraded accuracy on the test set.
+    """Measure normal and degraded accuracy on the test set, beside what cheaper means reach.
 
-    A_n: exact answers. A_d: reconstructed answers, every data slot of a group lost in turn, against
-    the true labels. Agreement: reconstructed answers equal to the exact one. Whole group: all k
-    answers of a group that lost one. With 95 % intervals; docs/numbers.md defines each.
+    A_n: exact answers. A_d: degraded answers as the model's own scheme gives them, every data slot
+    of a group lost in turn, against the true labels. Agreement: degraded answers equal to the exact
+    one. Whole group: all k answers of a group that lost one. Controls: the light model alone, the
+    head alone, a plain sum as parity query; a degraded answer that a cheaper control beats is
+    marked. With 95 % intervals; docs/numbers.md defines each.
 
     Without the full test set, the 1,000 bundled test images are used, and said so.
     """
@@ -278,7 +281,7 @@ def train_classifier(
     device: DeviceOption = "cpu",
     resume: ResumeOption = True,
 ) -> None:
-    """Train backbone and head, the first of two steps.
+    """Train backbone and head, the first step; and the head alone on raw queries, their control.
 
     Leaves classifier.pt, its history and a plot of its curves in the folder. A run that is killed
     loses less than a minute: the same command goes on from its checkpoint.
@@ -286,6 +289,29 @@ def train_classifier(
     from codedinv.cli.train import run_classifier
 
     run_classifier(recipe, data, out, device, resume)
+
+
+@train.command("light")
+def train_light(
+    recipe: RecipeOption = "fashion-mnist",
+    data: DataOption = None,
+    out: OutOption = None,
+    classifier: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the trained classifier; default: the one of --out."),
+    ] = None,
+    device: DeviceOption = "cpu",
+    resume: ResumeOption = True,
+) -> None:
+    """Distil the light model from a trained classifier, and calibrate it.
+
+    It lies beside the classifier (light.pt). A guided recipe needs no encoder: its model is
+    evaluated and its bundle written here. Other recipes go on with `codedinv train encoder`, which
+    trains the light model too where it is missing.
+    """
+    from codedinv.cli.train import run_light
+
+    run_light(recipe, data, out, classifier, device, resume)
 
 
 @train.command("encoder")

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
 from codedinv import data
 from codedinv.bundle import CodedModel
-from codedinv.experiments.accuracy import Accuracy, evaluate
+from codedinv.cli.reports import as_table, full_report
 from codedinv.experiments.receipts import command_line, write_receipt
 from codedinv.runtimes import Runtime
 
@@ -50,7 +47,7 @@ def run_evaluation(
         console.print(f"Note: {note}.", style="yellow")
     start = time.monotonic()
     with console.status("evaluating") as status:
-        accuracy = evaluate(
+        report = full_report(
             model,
             queries,
             labels,
@@ -59,7 +56,6 @@ def run_evaluation(
             seed=seed,
             progress=lambda message: status.update(message),
         )
-    report = as_report(model, accuracy, task or next(iter(model.heads)), seed)
     report |= {"note": note, "seconds": round(time.monotonic() - start, 1)}
     if as_json:
         print(json.dumps(report, indent=1))
@@ -85,66 +81,3 @@ def test_set(
         if folder is not None or name != "fashion-mnist":
             raise
         return *data.load_test_images(), _BUNDLED_NOTE
-
-
-def as_report(model: CodedModel, accuracy: Accuracy, task: str, seed: int) -> dict[str, Any]:
-    """The result as plain JSON: A_n, A_d, agreement and whole_group in percent, with intervals."""
-    return {
-        "model": model.name,
-        "task": task,
-        "n": model.code.n,
-        "k": model.code.k,
-        "r": model.code.r,
-        "images": accuracy.images,
-        "groupings": accuracy.groupings,
-        "seed": seed,
-        "unit": "percent",
-        "A_n": accuracy.normal.mean,
-        "A_d": accuracy.degraded.mean,
-        "agreement": accuracy.agreement.mean,
-        "whole_group": accuracy.whole_group.mean,
-        "interval95": {
-            name: [estimate.low, estimate.high]
-            for name, estimate in (
-                ("A_n", accuracy.normal),
-                ("A_d", accuracy.degraded),
-                ("agreement", accuracy.agreement),
-                ("whole_group", accuracy.whole_group),
-            )
-        },
-        "A_d_by_slot": accuracy.degraded_by_slot,
-        "A_d_by_lost": {
-            str(lost): asdict(estimate) for lost, estimate in accuracy.degraded_by_lost.items()
-        },
-        "encoder_over_backbone": model.metadata["macs"]["encoder"]
-        / model.metadata["macs"]["backbone"],
-    }
-
-
-def as_table(report: dict[str, Any]) -> Table:
-    """The report for people."""
-    k = report["k"]
-    table = Table(
-        title=f"{report['model']}: {report['images']:,} test images, (n, k) = ({report['n']}, {k})"
-        f", {report['groupings']} groupings, seed {report['seed']}",
-        caption="A_d: against the true labels. Agreement is with the exact answer, right or wrong.",
-    )
-    for heading in ("", "%", "95 % interval"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    rows = {
-        "A_n": "normal accuracy A_n (exact answers)",
-        "A_d": f"degraded accuracy A_d (1 of {k} lost, each slot in turn)",
-        "agreement": "agreement of reconstructed with exact",
-        "whole_group": f"accuracy of a whole group that lost 1 of {k}",
-    }
-    for key, label in rows.items():
-        low, high = report["interval95"][key]
-        table.add_row(label, f"{report[key]:.2f}", f"{low:.2f} to {high:.2f}")
-    for lost, estimate in report["A_d_by_lost"].items():
-        if lost != "1":
-            table.add_row(
-                f"A_d with {lost} of {k} lost",
-                f"{estimate['mean']:.2f}",
-                f"{estimate['low']:.2f} to {estimate['high']:.2f}",
-            )
-    return table

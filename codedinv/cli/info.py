@@ -31,7 +31,7 @@ def describe(model: CodedModel) -> dict[str, Any]:
         raise ValueError("model: expected one that was loaded or saved")
     sizes = file_sizes(model.folder)
     macs = model.metadata["macs"]
-    share = macs["encoder"] / macs["backbone"]
+    share = macs["encoder"] / macs["backbone"] if "encoder" in macs else None
     return {
         "name": model.name,
         "folder": str(model.folder),
@@ -43,13 +43,16 @@ def describe(model: CodedModel) -> dict[str, Any]:
             "coefficients": model.code.coefficients.tolist(),
             "condition_number": model.code.condition_number(),
         },
+        "scheme": model.scheme,
+        "fusion": None if model.fusion is None else dict(model.fusion.weights),
         "input_shape": list(model.input_shape),
         "embedding_shape": list(model.embedding_shape),
         "tasks": model.tasks,
         "anchors": len(model.anchors.queries),
         "macs": macs,
         "encoder_over_backbone": share,
-        "encoder_over_backbone_per_query": share / model.code.k,
+        "encoder_over_backbone_per_query": None if share is None else share / model.code.k,
+        "light_over_backbone": macs["light"] / macs["backbone"] if "light" in macs else None,
         "parameters": model.metadata["parameters"],
         "largest_sigma": largest_sigma(model),
         "certificates": model.metadata.get("certificates"),
@@ -73,6 +76,7 @@ def _print_tables(description: dict[str, Any]) -> None:
     code, macs = description["code"], description["macs"]
     k = code["k"]
     table = Table(title=f"{description['name']}  ({description['folder']})", show_header=False)
+    table.add_row("scheme", description["scheme"])
     table.add_row("code", f"n = {code['n']}, k = {k}, r = {code['r']}")
     table.add_row("query", _shape(description["input_shape"]))
     table.add_row("embedding", _shape(description["embedding_shape"]))
@@ -81,19 +85,30 @@ def _print_tables(description: dict[str, Any]) -> None:
     )
     table.add_row("tasks", tasks)
     table.add_row("backbone F", f"{macs['backbone'] / 1e6:.2f} M MACs per query")
-    table.add_row(
-        "encoder E_k",
-        f"{macs['encoder'] / 1e6:.2f} M MACs per group of {k}: "
-        f"E_k/F = {description['encoder_over_backbone']:.1%}, "
-        f"E_k/(k F) = {description['encoder_over_backbone_per_query']:.1%} per query",
-    )
+    if "encoder" in macs:
+        table.add_row(
+            "encoder E_k",
+            f"{macs['encoder'] / 1e6:.2f} M MACs per group of {k}: "
+            f"E_k/F = {description['encoder_over_backbone']:.1%}, "
+            f"E_k/(k F) = {description['encoder_over_backbone_per_query']:.1%} per query",
+        )
+    if "light" in macs:
+        table.add_row(
+            "light model",
+            f"{macs['light'] / 1e6:.2f} M MACs per query: "
+            f"{description['light_over_backbone']:.1%} of F",
+        )
     for task, count in macs["head"].items():
         table.add_row(f"head {task}", f"{count / 1e6:.3f} M MACs per answer")
     parameters = description["parameters"]
     table.add_row(
         "parameters",
-        f"backbone {parameters['backbone']:,}, encoder {parameters['encoder']:,}, "
-        + ", ".join(f"head {task} {count:,}" for task, count in parameters["head"].items()),
+        ", ".join(
+            f"{part} {parameters[part]:,}"
+            for part in ("backbone", "encoder", "light")
+            if part in parameters
+        )
+        + "".join(f", head {task} {count:,}" for task, count in parameters["head"].items()),
     )
     if description["largest_sigma"] is not None:
         sigma = f"every convolution's operator norm <= {description['largest_sigma']:.4f}"

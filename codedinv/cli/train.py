@@ -1,8 +1,9 @@
-"""`codedinv train classifier` and `codedinv train encoder`."""
+"""`codedinv train classifier`, `codedinv train light` and `codedinv train encoder`."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +14,116 @@ from torch import nn
 
 from codedinv import data
 from codedinv.bundle import CodedModel
-from codedinv.cli.evaluate import as_report, as_table
-from codedinv.experiments.accuracy import evaluate
+from codedinv.cli.reports import as_table, full_report
+from codedinv.experiments.fusing import fit_fusion
 from codedinv.experiments.receipts import circumstances, command_line
-from codedinv.training.classifier import fit_classifier, load_classifier
+from codedinv.nn import Backbone
+from codedinv.training.classifier import fit_classifier, fit_head_alone, load_classifier
 from codedinv.training.encoder import fit_encoder, recipe_code
+from codedinv.training.images import load_training_images
+from codedinv.training.light import fit_light, load_light
 from codedinv.training.recipe import Recipe, load_recipe
 from codedinv.verification.calibrate import calibrate
 from codedinv.verification.store import save_consistency
 
 # The training commands of a bundle, in order; kept in its provenance.
 _COMMANDS = "commands.json"
+_HEAD_ALONE = "head-alone.json"
+# Of the training images, shared by the light model and the encoders of one classifier.
+_EMBEDDINGS = "embeddings.pt"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One training command: its recipe, where it reads and writes, on what it runs."""
+
+    recipe: Recipe
+    folder: Path | None
+    out: Path
+    trained: Path
+    device: str
+    resume: bool
+
+    @classmethod
+    def prepared(
+        cls,
+        recipe_name: str,
+        folder: Path | None,
+        out: Path | None,
+        classifier: Path | None,
+        device: str,
+        resume: bool,
+    ) -> _Job:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device: torch finds no CUDA device here")
+        if device not in ("cpu", "cuda"):
+            raise ValueError(f"--device: expected 'cpu' or 'cuda', got {device!r}")
+        recipe = load_recipe(recipe_name)
+        out = out or Path("runs") / recipe.name
+        out.mkdir(parents=True, exist_ok=True)
+        return cls(recipe, folder, out, classifier or out, device, resume)
+
+    def note_command(self, step: str) -> None:
+        commands = {**self.commands(self.trained), **self.commands(self.out)}
+        commands[step] = command_line()
+        (self.out / _COMMANDS).write_text(json.dumps(commands, indent=1) + "\n")
+
+    def commands(self, folder: Path) -> dict[str, str]:
+        path = folder / _COMMANDS
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+    def classifier(self, recipe_name: str) -> tuple[Backbone, nn.Module]:
+        """The trained classifier.
+
+        Raises:
+            ValueError: it has not been trained, or by a recipe with another network.
+        """
+        path = self.trained / "classifier.pt"
+        if not path.is_file():
+            raise ValueError(
+                f"--classifier: {path} is missing; train it first: "
+                f"codedinv train classifier --recipe {recipe_name} --out {path.parent}"
+            )
+        try:
+            return load_classifier(self.recipe, path)
+        except RuntimeError as error:
+            raise ValueError(f"{path} was trained by a recipe with another network") from error
 
 
 def run_classifier(
     recipe_name: str, folder: Path | None, out: Path | None, device: str, resume: bool
 ) -> None:
-    """Trains backbone and head of a recipe."""
-    recipe = load_recipe(recipe_name)
-    out = _prepared(out, recipe, device)
-    _note_command(out, out, "classifier")
-    fit_classifier(recipe, out, folder, device, resume)
-    Console().print(f"wrote {out / 'classifier.pt'}", highlight=False)
+    """Trains backbone and head of a recipe, and the head alone as their control."""
+    job = _Job.prepared(recipe_name, folder, out, None, device, resume)
+    job.note_command("classifier")
+    fit_classifier(job.recipe, job.out, folder, device, resume)
+    _train_head_alone(job)
+    Console().print(f"wrote {job.out / 'classifier.pt'}", highlight=False)
+
+
+def run_light(
+    recipe_name: str,
+    folder: Path | None,
+    out: Path | None,
+    classifier: Path | None,
+    device: str,
+    resume: bool,
+) -> None:
+    """Trains the light model of a recipe; a guided one is complete then, and becomes a bundle.
+
+    Raises:
+        ValueError: the recipe has no [light], or its classifier has not been trained.
+    """
+    job = _Job.prepared(recipe_name, folder, out, classifier, device, resume)
+    backbone, head = job.classifier(recipe_name)
+    job.note_command("light")
+    light = _light_of(job, backbone, head)
+    if job.recipe.scheme == "guided":
+        _write_bundle(job, make_model(job, backbone, head, None, light))
+    elif light is None:
+        raise ValueError(f"--recipe: {recipe_name} has no [light], so there is nothing to train")
+    else:
+        Console().print(f"wrote {job.trained / 'light.pt'}", highlight=False)
 
 
 def run_encoder(
@@ -48,89 +137,117 @@ def run_encoder(
     """Trains the encoder of a recipe, evaluates the model and writes its bundle.
 
     Raises:
-        ValueError: the classifier has not been trained, or by another recipe.
+        ValueError: the classifier has not been trained, or by another recipe; or the recipe is
+            for a scheme without an encoder.
     """
-    recipe = load_recipe(recipe_name)
-    out = _prepared(out, recipe, device)
-    trained = (classifier or out) / "classifier.pt"
-    if not trained.is_file():
+    job = _Job.prepared(recipe_name, folder, out, classifier, device, resume)
+    if job.recipe.scheme == "guided":
         raise ValueError(
-            f"--classifier: {trained} is missing; train it first: "
-            f"codedinv train classifier --recipe {recipe_name} --out {trained.parent}"
+            f"--recipe: {recipe_name} is guided and has no encoder; its bundle is written by: "
+            f"codedinv train light --recipe {recipe_name}"
         )
-    try:
-        backbone, head = load_classifier(recipe, trained)
-    except RuntimeError as error:
-        raise ValueError(f"{trained} was trained by a recipe with another network") from error
-    _note_command(trained.parent, out, "encoder")
-    encoder = fit_encoder(recipe, backbone, head, out, folder, device, resume)
-    model = make_model(recipe, backbone, head, encoder, folder, _read_commands(out), device)
-    model.save(out / "bundle")
-    console = Console()
-    queries = data.to_queries(data.load_image_set(recipe.data, "train", folder)[0])
-    check, found = calibrate(model, queries)
-    if found.holds:
-        save_consistency(out / "bundle", check, found.to_dict())
-    else:
-        console.print(f"not calibrated (see `codedinv calibrate`): {found}", highlight=False)
-    console.print(as_table(model.metadata["metrics"]))
-    console.print(f"wrote {out / 'bundle'}", highlight=False)
+    backbone, head = job.classifier(recipe_name)
+    job.note_command("encoder")
+    light = _light_of(job, backbone, head)
+    cache = job.trained / _EMBEDDINGS
+    encoder = fit_encoder(job.recipe, backbone, head, job.out, folder, device, resume, light, cache)
+    _write_bundle(job, make_model(job, backbone, head, encoder, light))
 
 
 def make_model(
-    recipe: Recipe,
+    job: _Job,
     backbone: nn.Module,
     head: nn.Module,
-    encoder: nn.Module,
-    folder: Path | None,
-    commands: dict[str, str],
-    device: str,
+    encoder: nn.Module | None,
+    light: nn.Module | None,
 ) -> CodedModel:
-    """A model of trained networks, with anchors from the training set, metrics and provenance."""
-    images, _ = data.load_image_set(recipe.data, "train", folder)
+    """A model of trained networks, with anchors from the training set, fusion and provenance."""
+    recipe = job.recipe
+    learnt, held_out = load_training_images(recipe, job.folder)
     count = max(recipe.anchors, recipe.encoder.k - 1)
-    picked = np.random.default_rng(recipe.seed).choice(len(images), count, replace=False)
+    picked = torch.from_numpy(
+        np.random.default_rng(recipe.seed).choice(len(learnt), count, replace=False)
+    )
     provenance = {
         "recipe": recipe.model_dump(mode="json"),
         "seed": recipe.seed,
         "data_set": recipe.data,
-        "commands": commands,
-        "trained_on": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "commands": job.commands(job.out),
+        "trained_on": torch.cuda.get_device_name() if job.device == "cuda" else "cpu",
         **circumstances(),
     }
-    model = CodedModel.from_modules(
-        name=recipe.name,
-        code=recipe_code(recipe),
-        backbone=backbone,
-        heads={"label": head},
-        encoder=encoder,
-        anchors_queries=data.to_queries(images[picked]),
-        metadata={"provenance": provenance},
+    parts: dict[str, Any] = {
+        "name": recipe.name,
+        "code": recipe_code(recipe),
+        "backbone": backbone,
+        "heads": {"label": head},
+        "encoder": encoder,
+        "anchors_queries": learnt.queries(picked),
+        "metadata": {"provenance": provenance, "controls": {"head_alone": _head_alone_of(job)}},
+        "light": light,
+        "scheme": recipe.scheme,
+    }
+    model = CodedModel.from_modules(**parts)
+    fusible = encoder is not None and light is not None and recipe.encoder.r == 1
+    if not fusible or len(held_out) < recipe.encoder.k:
+        return model
+    fusion = fit_fusion(model, held_out.queries().numpy(), held_out.labels.numpy(), recipe.seed)
+    return CodedModel.from_modules(**parts, fusion=fusion.weights)
+
+
+def _write_bundle(job: _Job, model: CodedModel) -> None:
+    """Evaluates the model on the test set and writes it."""
+    images, labels = data.load_image_set(job.recipe.data, "test", job.folder)
+    report = full_report(model, data.to_queries(images), labels, seed=0)
+    model.metadata["metrics"] = report
+    model.save(job.out / "bundle")
+    console = Console()
+    if model.scheme == "invertible":
+        _calibrate(job, model, console)
+    console.print(as_table(report))
+    console.print(f"wrote {job.out / 'bundle'}", highlight=False)
+
+
+def _calibrate(job: _Job, model: CodedModel, console: Console) -> None:
+    """Adds to the bundle what wrong results are found by."""
+    queries = data.to_queries(data.load_image_set(job.recipe.data, "train", job.folder)[0])
+    check, found = calibrate(model, queries)
+    if found.holds:
+        save_consistency(job.out / "bundle", check, found.to_dict())
+    else:
+        console.print(f"not calibrated (see `codedinv calibrate`): {found}", highlight=False)
+
+
+def _light_of(job: _Job, backbone: Backbone, head: nn.Module) -> nn.Module | None:
+    """The classifier's light model, trained beside it if it is not there; None without [light]."""
+    if job.recipe.light is None:
+        return None
+    path = job.trained / "light.pt"
+    if not path.is_file():
+        fit_light(
+            job.recipe,
+            backbone,
+            head,
+            job.trained,
+            job.folder,
+            job.device,
+            job.resume,
+            job.trained / _EMBEDDINGS,
+        )
+    try:
+        return load_light(job.recipe, backbone, path)
+    except RuntimeError as error:
+        raise ValueError(f"{path} was trained by a recipe with another budget") from error
+
+
+def _train_head_alone(job: _Job) -> None:
+    reached, work = fit_head_alone(
+        job.recipe, job.out / "head-alone", job.folder, job.device, job.resume
     )
-    model.metadata["metrics"] = _metrics(model, recipe, folder)
-    return model
+    record = {"A_n": reached, "macs": work}
+    (job.out / _HEAD_ALONE).write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _metrics(model: CodedModel, recipe: Recipe, folder: Path | None) -> dict[str, Any]:
-    images, labels = data.load_image_set(recipe.data, "test", folder)
-    return as_report(model, evaluate(model, data.to_queries(images), labels), "label", seed=0)
-
-
-def _prepared(out: Path | None, recipe: Recipe, device: str) -> Path:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device: torch finds no CUDA device here")
-    if device not in ("cpu", "cuda"):
-        raise ValueError(f"--device: expected 'cpu' or 'cuda', got {device!r}")
-    out = out or Path("runs") / recipe.name
-    out.mkdir(parents=True, exist_ok=True)
-    return out
-
-
-def _note_command(source: Path, out: Path, step: str) -> None:
-    commands = {**_read_commands(source), step: command_line()}
-    (out / _COMMANDS).write_text(json.dumps(commands, indent=1) + "\n")
-
-
-def _read_commands(out: Path) -> dict[str, str]:
-    path = out / _COMMANDS
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+def _head_alone_of(job: _Job) -> dict[str, Any] | None:
+    path = job.trained / _HEAD_ALONE
+    return dict(json.loads(path.read_text())) if path.is_file() else None

@@ -1,7 +1,7 @@
-"""README.md's accuracy table, written from receipts: `python -m codedinv.experiments.tables`.
+"""README.md's accuracy tables, written from receipts: `python -m codedinv.experiments.tables`.
 
 Receipts are what `codedinv evaluate --model NAME --receipt benchmarks/receipts/accuracy-NAME.json`
-and `python benchmarks/controls.py` write. No number is copied by hand.
+writes. No number is copied by hand.
 """
 
 from __future__ import annotations
@@ -15,43 +15,38 @@ from typing import Any
 BEGIN = "<!-- accuracy table: written by python -m codedinv.experiments.tables -->"
 END = "<!-- end of accuracy table -->"
 _ROOT = Path(__file__).resolve().parents[2]
+_NAMES = {"light": "light model", "head_alone": "head alone", "plain_sum": "plain sum"}
+_WAYS = ("arrival", "choosing", "alike", "arrival + fused", "choosing + fused")
 
 
-def accuracy_table(receipts: Sequence[dict[str, Any]], controls: dict[str, Any]) -> str:
-    """A Markdown table with a row for each receipt of `codedinv evaluate`, and its controls.
+def accuracy_tables(receipts: Sequence[dict[str, Any]]) -> str:
+    """Markdown tables of receipts of `codedinv evaluate`: every model with its controls, and every
+    way in which the coded ones can group and mix.
 
     Args:
-        receipts: of `codedinv evaluate`.
-        controls: the receipt of benchmarks/controls.py.
+        receipts: in the order of the rows.
     """
+    results = [receipt["result"] for receipt in receipts]
     lines = [
-        "| model | (n, k) | E_k / F | A_n | A_d | plain sum | agreement | whole group |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | scheme | (n, k) | front end | A_n | A_d | R | light | head alone | plain sum "
+        "| affine share |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+        *(_row(_controlled(result)) for result in results),
     ]
-    for receipt in receipts:
-        result = receipt["result"]
-        control = controls["result"]["models"][result["model"]]
-        cells = [
-            f"`{result['model']}`",
-            f"({result['n']}, {result['k']})",
-            f"{result['encoder_over_backbone']:.1%}",
-            _with_interval(result, "A_n"),
-            _with_interval(result, "A_d"),
-            f"{control['A_d_plain_sum']:.2f}",
-            _with_interval(result, "agreement"),
-            _with_interval(result, "whole_group"),
+    by_way = [result for result in results if len(result["A_d_by_way"]) > 1]
+    if by_way:
+        lines += [
+            "",
+            "| A_d (over light) of | by arrival | chosen among 16 k | all alike "
+            "| fused, by arrival | fused, chosen |",
+            "|---|---|---|---|---|---|",
+            *(_row([f"`{r['model']}`", *(_way(r, way) for way in _WAYS)]) for r in by_way),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    alone = controls["result"]["head_alone_A_n"]
-    lines += [
-        "",
-        f"The head alone, trained alike on raw queries without a backbone: A_n {alone:.2f}.",
-    ]
     return "\n".join(lines)
 
 
 def replace_table(text: str, table: str) -> str:
-    """The text with the table between its two marks.
+    """The text with the tables between its two marks.
 
     Raises:
         ValueError: a mark is missing.
@@ -63,9 +58,59 @@ def replace_table(text: str, table: str) -> str:
 
 
 def accuracy_receipts(folder: Path) -> list[dict[str, Any]]:
-    """The receipts of `codedinv evaluate` in a folder, small k first."""
+    """The receipts of `codedinv evaluate` in a folder: guided ones first, then small k first."""
     receipts = [json.loads(path.read_text()) for path in folder.glob("accuracy-*.json")]
-    return sorted(receipts, key=lambda receipt: (receipt["result"]["k"], receipt["result"]["n"]))
+
+    def place(receipt: dict[str, Any]) -> tuple[str, int, int]:
+        result = receipt["result"]
+        return result["scheme"], result["k"], result["n"]
+
+    return sorted(receipts, key=place)
+
+
+def _controlled(result: dict[str, Any]) -> list[str]:
+    """The cells of a model's row: what it reaches, and what its controls do."""
+    controls, gain = result["controls"], result["retained_gain"]
+    beaten = ", ".join(_NAMES[name] for name in result["beaten_by"])
+    return [
+        f"`{result['model']}`",
+        result["scheme"],
+        f"({result['n']}, {result['k']})",
+        f"{_front_end(result):.1%}",
+        _with_interval(result, "A_n"),
+        _with_interval(result, "A_d") + (f" (beaten: {beaten})" if beaten else ""),
+        "-" if gain is None else f"{gain:.2f}",
+        _or_dash(controls["light"]),
+        _or_dash(controls["head_alone"]),
+        _or_dash(controls["plain_sum"]),
+        f"{controls['affine_share']:.2f}",
+    ]
+
+
+def _front_end(result: dict[str, Any]) -> float:
+    """What the scheme costs the front end for each query, over one backbone call."""
+    if result["scheme"] == "guided":
+        return float(result["light_over_backbone"])
+    return float(result["encoder_over_backbone"]) / int(result["k"])
+
+
+def _way(result: dict[str, Any], way: str) -> str:
+    found = result["A_d_by_way"].get(way)
+    if found is None:
+        return "-"
+    over = found["over_light"]
+    if over is None:
+        return f"{found['mean']:.2f}"
+    half = (over["high"] - over["low"]) / 2
+    return f"{found['mean']:.2f} ({over['mean']:+.2f} ± {half:.2f})"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _with_interval(result: dict[str, Any], name: str) -> str:
@@ -74,13 +119,12 @@ def _with_interval(result: dict[str, Any], name: str) -> str:
 
 
 def main() -> None:
-    """Rewrites the table in README.md."""
+    """Rewrites the tables in README.md."""
     receipts = accuracy_receipts(_ROOT / "benchmarks" / "receipts")
     if not receipts:
         sys.exit("no accuracy-*.json in benchmarks/receipts: run codedinv evaluate --receipt first")
-    controls = json.loads((_ROOT / "benchmarks" / "receipts" / "controls.json").read_text())
     readme = _ROOT / "README.md"
-    readme.write_text(replace_table(readme.read_text(), accuracy_table(receipts, controls)))
+    readme.write_text(replace_table(readme.read_text(), accuracy_tables(receipts)))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,10 @@ from torch import nn
 from codedinv.nn.encoder import Encoder, EncoderConfig
 from codedinv.nn.heads import ConvHead, DenseHead, LinearHead, PoolHead
 from codedinv.nn.iresnet import IResNet, IResNetConfig
+from codedinv.nn.resnet import ResNet, ResNetConfig
+from codedinv.nn.separable import SeparableNet
+
+Backbone = IResNet | ResNet
 
 _HEADS: dict[str, Callable[..., nn.Module]] = {
     "pool": PoolHead,
@@ -19,25 +23,41 @@ _HEADS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_backbone(config: dict[str, Any], bounded: bool = False) -> IResNet:
-    """Builds a backbone; `bounded` registers the spectral-norm parametrization for training."""
-    _, rest = _split(config, "backbone", ("iresnet",))
+def build_backbone(config: dict[str, Any], bounded: bool = False) -> Backbone:
+    """Builds a backbone from {"kind": "iresnet" | "resnet", ...}.
+
+    Args:
+        config: fields of IResNetConfig or ResNetConfig.
+        bounded: register the i-ResNet's spectral-norm parametrization, for training.
+    """
+    kind, rest = _split(config, "backbone", ("iresnet", "resnet"))
+    if kind == "resnet":
+        return ResNet(ResNetConfig.from_dict(rest))
     return IResNet(IResNetConfig.from_dict(rest), bounded=bounded)
 
 
 def build_head(config: dict[str, Any]) -> nn.Module:
     """Builds a head from {"kind": "pool" | "linear" | "dense" | "conv", "embedding_shape", ...}."""
     kind, rest = _split(config, "head", tuple(_HEADS))
-    lists_as_tuples = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in rest.items()
-    }
-    return _HEADS[kind](**lists_as_tuples)
+    return _HEADS[kind](**_lists_as_tuples(rest))
 
 
 def build_encoder(config: dict[str, Any]) -> Encoder:
     """Builds an encoder from {"kind": "sum", "input_shape", "coefficients", ...}."""
     _, rest = _split(config, "encoder", ("sum",))
     return Encoder(EncoderConfig.from_dict(rest))
+
+
+def build_light(config: dict[str, Any]) -> SeparableNet:
+    """Builds a light model from {"kind": "separable", "input_shape", "outputs", "width", ...}."""
+    _, rest = _split(config, "light", ("separable",))
+    return SeparableNet(**_lists_as_tuples(rest))
+
+
+def _lists_as_tuples(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in config.items()
+    }
 
 
 def _split(config: dict[str, Any], what: str, known: tuple[str, ...]) -> tuple[str, dict[str, Any]]:

@@ -273,7 +273,9 @@ class Core:
             True: there are copies to be sent. What is to be encoded comes with `Encoded`.
         """
         urgent, self._urgent = self._urgent, []
-        copied = any([self._make(group) for group in urgent])
+        copied = False
+        for group in urgent:
+            copied |= self._make(group)
         while self._planned:
             group = self._planned[0]
             if SlotState.PLANNED in group.states and self.lanes(group.version).data_waits():

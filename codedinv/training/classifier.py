@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from codedinv.data import load_image_set, to_queries
-from codedinv.nn import IResNet, build_backbone, build_head
+from codedinv.nn import Backbone, build_backbone, build_head, macs
+from codedinv.training.augment import augmented
+from codedinv.training.descent import Descent
+from codedinv.training.images import load_training_images
 from codedinv.training.loop import Run, autocast, run_to
 from codedinv.training.recipe import Recipe
 
 
-def build_classifier(recipe: Recipe, outputs: int = 10) -> tuple[IResNet, nn.Module]:
+def build_classifier(recipe: Recipe, outputs: int = 10) -> tuple[Backbone, nn.Module]:
     """Makes the recipe's untrained backbone (with norm bounds) and head."""
     torch.manual_seed(recipe.seed)
     backbone = build_backbone({"kind": "iresnet", **recipe.backbone}, bounded=True)
@@ -33,7 +37,7 @@ def fit_classifier(
     data: Path | None = None,
     device: str = "cpu",
     resume: bool = True,
-) -> tuple[IResNet, nn.Module]:
+) -> tuple[Backbone, nn.Module]:
     """Trains backbone and head, and leaves `classifier.pt`, the history and its plot in `out`.
 
     Args:
@@ -50,50 +54,35 @@ def fit_classifier(
     """
     settings = recipe.classifier
     target = torch.device(device)
-    images, labels = (torch.tensor(a) for a in load_image_set(recipe.data, "train", data))
-    images, labels = images.to(target), labels.to(target)
+    learnt, _ = load_training_images(recipe, data, target)
     test = load_image_set(recipe.data, "test", data)
     backbone, head = build_classifier(recipe)
     backbone.to(target, memory_format=torch.channels_last)  # type: ignore[call-overload]
     head.to(target)
     parameters = [*backbone.parameters(), *head.parameters()]
-    steps_per_epoch = len(images) // settings.batch_size
+    steps_per_epoch = len(learnt) // settings.batch_size
     steps = settings.epochs * steps_per_epoch
-    optimizer = torch.optim.AdamW(
-        parameters,
-        lr=settings.learning_rate,
-        betas=(0.9, 0.99),
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, steps, pct_start=0.2, div_factor=10, final_div_factor=100
-    )
-    run = Run({"backbone": backbone, "head": head}, [optimizer], [schedule])
+    descent = Descent.one_cycle(parameters, steps, settings.learning_rate, settings.weight_decay)
+    run = Run({"backbone": backbone, "head": head}, [descent.optimizer], [descent.schedule])
+    cross_entropy = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
     beta = torch.distributions.Beta(settings.mixup_alpha, settings.mixup_alpha)
 
     def step(number: int) -> Mapping[str, Tensor]:
         backbone.train()
         head.train()
-        picked = _epoch_batch(len(images), settings.batch_size, number, recipe.seed).to(target)
-        x = images[picked].unsqueeze(1).float() / 255
-        y = labels[picked]
-        if settings.flip:
-            x = random_flip(x)
+        picked = epoch_batch(len(learnt), settings.batch_size, number, recipe.seed).to(target)
+        x, y = learnt.queries(picked), learnt.labels[picked]
+        x = augmented(x, settings.flip, settings.shift, settings.erase)
         mixed = bool(torch.rand(()) < settings.mixup_share)
         partner = torch.randperm(len(x), device=target)
         share = float(beta.sample()) if mixed else 1.0
         at = int(torch.randint(len(backbone.layers) + 1, ())) if mixed else None
         with autocast(target, settings.autocast):
             logits = head(_mixed_forward(backbone, x, partner, share, at)).float()
-        loss = F.cross_entropy(logits, y)
+        loss = cross_entropy(logits, y)
         if mixed:
-            loss = share * loss + (1 - share) * F.cross_entropy(logits, y[partner])
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(parameters, 5.0)
-        optimizer.step()
-        schedule.step()
+            loss = share * loss + (1 - share) * cross_entropy(logits, y[partner])
+        descent.step(loss)
         return {"loss": loss}
 
     def evaluate() -> Mapping[str, float]:
@@ -115,7 +104,41 @@ def fit_classifier(
     return backbone, head
 
 
-def load_classifier(recipe: Recipe, path: Path) -> tuple[IResNet, nn.Module]:
+def fit_head_alone(
+    recipe: Recipe,
+    out: Path,
+    data: Path | None = None,
+    device: str = "cpu",
+    resume: bool = True,
+) -> tuple[float, int]:
+    """Trains the recipe's head on raw queries, with no backbone: the control of the classifier.
+
+    The queries are normalised and squeezed to the embedding's sides, as the backbone would. What
+    the classifier reaches above this is the backbone's, so it is what workers are paid for.
+
+    Args:
+        recipe, out, data, device, resume: as for fit_classifier; `out` must be another folder.
+
+    Returns:
+        (A_n in percent, multiply-accumulates per query).
+    """
+    config = {"kind": "iresnet", **recipe.backbone}
+    squeeze = math.prod(stage.get("squeeze", 2) for stage in config["stages"])
+    alone: dict[str, Any] = {
+        **{key: config[key] for key in ("input_shape", "mean", "std", "padding") if key in config},
+        "kind": "iresnet",
+        "stages": [
+            {"blocks": 0, "hidden": 1, "squeeze": squeeze if config["kind"] == "iresnet" else 1}
+        ],
+    }
+    changes = {"name": f"{recipe.name}-head-alone", "backbone": alone}
+    backbone, head = fit_classifier(recipe.model_copy(update=changes), out, data, device, resume)
+    saved = torch.load(out / "classifier.pt", weights_only=True)
+    embedding = torch.zeros(1, *backbone.embedding_shape, device=next(head.parameters()).device)
+    return float(saved["normal_accuracy"]), macs(head, embedding)
+
+
+def load_classifier(recipe: Recipe, path: Path) -> tuple[Backbone, nn.Module]:
     """Reads what fit_classifier left; the recipe's backbone and head must be the same."""
     backbone, head = build_classifier(recipe)
     saved = torch.load(path, weights_only=True, map_location="cpu")
@@ -140,13 +163,7 @@ def accuracy(
     return 100.0 * right / len(images)
 
 
-def random_flip(x: Tensor) -> Tensor:
-    """Mirrors each image of [B, C, H, W] left-right with probability 1/2."""
-    mirrored = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
-    return torch.where(mirrored, x.flip(3), x)
-
-
-def _epoch_batch(size: int, batch: int, step: int, seed: int) -> Tensor:
+def epoch_batch(size: int, batch: int, step: int, seed: int) -> Tensor:
     """Indices of a step's batch: every epoch is its own permutation, so a resume continues it."""
     per_epoch = size // batch
     epoch, position = divmod(step, per_epoch)
@@ -155,7 +172,7 @@ def _epoch_batch(size: int, batch: int, step: int, seed: int) -> Tensor:
 
 
 def _mixed_forward(
-    backbone: IResNet, x: Tensor, partner: Tensor, share: float, at: int | None
+    backbone: Backbone, x: Tensor, partner: Tensor, share: float, at: int | None
 ) -> Tensor:
     """Forward pass that replaces h by share h + (1 - share) h[partner] before layer `at`."""
     for index, layer in enumerate(backbone.layers):

@@ -1,8 +1,8 @@
-"""fit_encoder: an encoder for one code, alone or with backbone and head learning along."""
+"""fit_encoder: an encoder for one code, for a backbone and head that stay as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,17 @@ from torch import Tensor, nn
 
 from codedinv.coding import Code
 from codedinv.data import load_image_set, to_queries
-from codedinv.nn import Encoder, EncoderConfig, IResNet
+from codedinv.nn import Backbone, Encoder, EncoderConfig
+from codedinv.training.descent import Descent
 from codedinv.training.discriminator import Discriminator, lsgan_discriminator, lsgan_encoder
+from codedinv.training.draws import GroupDraw, classes_of
 from codedinv.training.erasures import decoded_error, erasures
+from codedinv.training.fixed import FixedClassifier, mirrored_where
+from codedinv.training.images import load_training_images
 from codedinv.training.loop import Run, autocast, run_to
-from codedinv.training.recipe import EncoderRecipe, Recipe
+from codedinv.training.recipe import Recipe
+
+_SCORED = 2000  # test images for the history; the published number is of all of them
 
 
 def recipe_code(recipe: Recipe) -> Code:
@@ -26,7 +32,7 @@ def recipe_code(recipe: Recipe) -> Code:
     return Code.uniform(k) if r == 1 else Code.mds(k, r)
 
 
-def build_recipe_encoder(recipe: Recipe, backbone: IResNet) -> Encoder:
+def build_recipe_encoder(recipe: Recipe, backbone: Backbone) -> Encoder:
     """Makes the recipe's untrained encoder."""
     settings = recipe.encoder
     rows = tuple(tuple(row) for row in recipe_code(recipe).coefficients.tolist())
@@ -44,225 +50,193 @@ def build_recipe_encoder(recipe: Recipe, backbone: IResNet) -> Encoder:
 
 def fit_encoder(
     recipe: Recipe,
-    backbone: IResNet,
+    backbone: Backbone,
     head: nn.Module,
     out: Path,
     data: Path | None = None,
     device: str = "cpu",
     resume: bool = True,
+    light: nn.Module | None = None,
+    cache: Path | None = None,
 ) -> Encoder:
-    """Trains an encoder for the recipe's code; backbone and head learn along if it says so.
+    """Trains an encoder for the recipe's code.
 
-    Each step draws fresh groups of k training queries. With e = f(parity) - C f(x) and the decoded
-    embeddings z_hat = f(x) + decode(e), the loss is the weighted sum of
+    Each step draws fresh groups of k training queries, a share of them alike. With
+    e = f(parity) - C f(x) and the decoded embeddings z_hat = f(x) + decode(e), the loss is the
+    weighted sum of
 
-    - latent: mean |z_hat - z|^2;
-    - distillation: KL(g(z_hat) || g(z)), z held fixed;
+    - latent: mean |z_hat - z|^2 over the variance of z;
+    - distillation: KL(g(z_hat) || g(z));
     - label: cross entropy of g(z_hat) with the label;
     - l1: mean |parity - f^-1(C f(x))|, the target by inversion; gan: least-squares GAN on the
-      same target (the paper trains with gan = 1, l1 = 100);
-    - with co-training, the cross entropy of g(z) with the label, so that exact answers stay right.
-
-    A co-training label is `teacher` parts the answer of the classifier as it was given and
-    1 - `teacher` parts the true one: the former was learnt with Mixup and generalises, while the
-    true labels alone would be learnt by heart.
+      same target (the paper trains with gan = 1, l1 = 100).
 
     Args:
         recipe: see Recipe.
-        backbone, head: trained by fit_classifier; changed in place where co-trained.
+        backbone, head: trained by fit_classifier; left as they are, so one classifier serves every
+            code, and A_n cannot be sold for A_d.
         out: folder for `encoder.pt`, history, plot and checkpoints.
         data: folder of the data set (None: where the system keeps it).
         device: "cpu" or "cuda".
         resume: False starts afresh.
+        light: says which queries are alike; None: their labels do.
+        cache: file for the embeddings of the training images, see FixedClassifier.embeddings.
 
     Returns:
         The encoder, eval mode.
 
-    Source: paper sections 3.2 ("co-train", semantic loss) and 4.1.
+    Source: paper sections 3.2 (semantic loss) and 4.1.
     """
     settings = recipe.encoder
     target = torch.device(device)
     torch.manual_seed(recipe.seed + 1)
-    code = recipe_code(recipe)
-    images, labels = (torch.tensor(a) for a in load_image_set(recipe.data, "train", data))
-    images, labels = images.to(target), labels.to(target)
-    test_images, test_labels = load_image_set(recipe.data, "test", data)
-    encoder = build_recipe_encoder(recipe, backbone)
-    backbone.to(target, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    teacher = settings.teacher if settings.cotrain else 0.0
-    answers = _answers(backbone, head.to(target), images, labels, teacher)
-    discriminator = Discriminator(backbone.config.input_shape[0])
-    for module in (backbone, head, encoder, discriminator):
-        module.to(target)
-    encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    learners: dict[str, nn.Module] = {"backbone": backbone, "head": head}
-    cotrained = [learners[name] for name in settings.cotrain]
-    for module in learners.values():
-        module.requires_grad_(any(module is learner for learner in cotrained))
-    moving_backbone = any(module is backbone for module in cotrained)
-
-    optimizer = torch.optim.AdamW(
-        [
-            {
-                "params": list(encoder.parameters()),
-                "lr": settings.learning_rate,
-                "weight_decay": 0.0,
-            },
-            *(
-                {
-                    "params": list(module.parameters()),
-                    "lr": settings.cotrain_learning_rate,
-                    "weight_decay": settings.cotrain_weight_decay,
-                }
-                for module in cotrained
-            ),
-        ],
-        betas=(0.9, 0.99),
-        fused=True,
-    )
-    rates = [float(group["lr"]) for group in optimizer.param_groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rates, settings.steps, pct_start=0.15, div_factor=10, final_div_factor=100
-    )
-    critic = torch.optim.Adam(discriminator.parameters(), lr=2e-4, betas=(0.0, 0.9))
-    run = Run(
-        {"backbone": backbone, "head": head, "encoder": encoder, "discriminator": discriminator},
-        [optimizer, critic],
-        [schedule],
-    )
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    coefficients = torch.tensor(code.coefficients, dtype=torch.float32, device=target)
-    cache = None if moving_backbone else _of_all(backbone.eval(), images)
-
-    def step(number: int) -> Mapping[str, float | Tensor]:
-        encoder.train()
-        for module in (backbone, head):
-            module.train(any(module is learner for learner in cotrained))
-        groups = settings.groups_per_step
-        picked = torch.randint(len(images), (groups * code.k,)).to(target)
-        mirrored = torch.rand(len(picked)) < (0.5 if settings.flip else 0.0)
-        view = mirrored.long().to(target)
-        x = images[picked].unsqueeze(1).float() / 255
-        x = torch.where(view[:, None, None, None] == 1, x.flip(3), x)
-        y = answers[view, picked].reshape(groups, code.k, -1)
-        queries = x.reshape(groups, code.k, *x.shape[1:])
-        with autocast(target, settings.autocast):
-            parities = encoder(queries).float()
-            flat = parities.flatten(0, 1)
-            if cache is None:
-                both = backbone(torch.cat([x, flat])).float()
-                exact, answered = both[: len(x)], both[len(x) :]
-            else:
-                exact, answered = cache[view, picked], backbone(flat).float()
-        exact = exact.reshape(groups, code.k, *exact.shape[1:])
-        wanted = torch.einsum("rk,gk...->gr...", coefficients, exact)
-        error = answered.reshape(wanted.shape) - wanted
-        losses = _losses(settings, code, head, exact, error, y, number + recipe.seed, cotrained)
-        if settings.l1 or settings.gan:
-            backbone.eval()
-            ideal, _ = backbone.inverse(wanted.detach().flatten(0, 1), tol=1e-4)
-            losses["l1"] = settings.l1 * (flat - ideal).abs().mean()
-            if settings.gan:
-                losses["gan"] = settings.gan * lsgan_encoder(discriminator, flat)
-        loss = torch.stack(list(losses.values())).sum()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(trained, 5.0)
-        optimizer.step()
-        schedule.step()
-        if settings.gan:
-            critic.zero_grad()
-            lsgan_discriminator(discriminator, ideal, flat.detach()).backward()  # type: ignore[no-untyped-call]
-            critic.step()
-        return losses
+    training = _EncoderTraining(recipe, backbone, head, data, target, light, cache)
+    images, labels = load_image_set(recipe.data, "test", data)
+    fixed, code = training.fixed, training.code
 
     def evaluate() -> Mapping[str, float]:
-        return degraded_accuracy(backbone, head, encoder, code, test_images, test_labels)
+        scored = images[:_SCORED], labels[:_SCORED]
+        return degraded_accuracy(fixed.backbone, fixed.head, training.encoder, code, *scored)
 
-    every = max(1, min(250, settings.steps // 4))
-    run_to(run, settings.steps, step, evaluate, every, out, "encoder", resume)
-    for module in (backbone, head, encoder):
-        module.requires_grad_(True).eval()
+    every = max(1, settings.steps // 4)
+    run_to(training.run, settings.steps, training.step, evaluate, every, out, "encoder", resume)
     torch.save(
         {
             "recipe": recipe.model_dump_json(),
-            "backbone": backbone.state_dict(),
-            "head": head.state_dict(),
-            "encoder": encoder.state_dict(),
-            "metrics": run.history[-1],
-            "seconds": run.seconds,
+            "encoder": training.encoder.state_dict(),
+            "metrics": training.run.history[-1],
+            "seconds": training.run.seconds,
         },
         out / "encoder.pt",
     )
-    return encoder
+    return training.encoder.eval()
 
 
-def _losses(
-    settings: EncoderRecipe,
-    code: Code,
-    head: nn.Module,
-    exact: Tensor,
-    error: Tensor,
-    labels: Tensor,
-    seed: int,
-    cotrained: list[nn.Module],
-) -> dict[str, Tensor]:
-    """Losses in the embedding and after the head.
+class _EncoderTraining:
+    """What one training of an encoder holds, and its step."""
 
-    exact: [G, k, *embedding]; error: [G, r, *embedding]; labels: [G, k, classes], probabilities.
-    """
-    groups = exact.shape[0] * exact.shape[1]
-    patterns = erasures(code, np.random.default_rng(seed))
-    shifts = [decoded_error(error, erasure) for erasure in patterns]
-    decoded = torch.cat(
-        [
-            (exact[:, list(erasure.missing)] + shift).flatten(0, 1)
-            for erasure, shift in zip(patterns, shifts, strict=True)
-        ]
-    )
-    losses = {
-        "latent": settings.latent * torch.stack([shift.square().mean() for shift in shifts]).mean()
-    }
-    # One call for exact and decoded: batch statistics of a co-trained head then cover both.
-    logits = head(torch.cat([exact.flatten(0, 1), decoded]))
-    exact_logits, decoded_logits = logits[:groups], logits[groups:]
-    if cotrained:
-        losses["exact"] = F.cross_entropy(exact_logits, labels.flatten(0, 1))
-    if settings.label:
-        truths = torch.cat([labels[:, list(erasure.missing)].flatten(0, 1) for erasure in patterns])
-        losses["label"] = settings.label * F.cross_entropy(decoded_logits, truths)
-    if settings.distillation:
-        by_slot = F.log_softmax(exact_logits.detach(), 1).reshape(*exact.shape[:2], -1)
-        wanted = torch.cat(
-            [by_slot[:, list(erasure.missing)].flatten(0, 1) for erasure in patterns]
+    def __init__(
+        self,
+        recipe: Recipe,
+        backbone: Backbone,
+        head: nn.Module,
+        data: Path | None,
+        device: torch.device,
+        light: nn.Module | None,
+        cache: Path | None,
+    ) -> None:
+        self.settings = recipe.encoder
+        self.seed = recipe.seed
+        self.device = device
+        self.code = recipe_code(recipe)
+        self.learnt, _ = load_training_images(recipe, data, device)
+        self.fixed = FixedClassifier.of(backbone, head, device)
+        self.encoder = build_recipe_encoder(recipe, backbone).to(device)
+        self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.critic = _Critic(backbone.config.input_shape[0], device)
+        self.descent = Descent.one_cycle(
+            self.encoder.parameters(), self.settings.steps, self.settings.learning_rate
         )
-        losses["distillation"] = settings.distillation * F.kl_div(
-            F.log_softmax(decoded_logits, 1), wanted, log_target=True, reduction="batchmean"
+        self.run = Run(
+            {"encoder": self.encoder, "discriminator": self.critic.discriminator},
+            [self.descent.optimizer, self.critic.optimizer],
+            [self.descent.schedule],
         )
-    return losses
+        self.embeddings = self.fixed.embeddings(self.learnt, cache)
+        self.variance = self.embeddings[0].var()
+        self.log_answers = F.log_softmax(self.fixed.logits(self.embeddings), 2)
+        classes = self.learnt.labels if light is None else classes_of(light, self.learnt, device)
+        self.draw = GroupDraw(classes, self.code.k, self.settings.alike)
+        self.coefficients = torch.tensor(self.code.coefficients, dtype=torch.float32, device=device)
+
+    def step(self, number: int) -> Mapping[str, Tensor]:
+        """One optimizer step on fresh groups; returns the losses by name."""
+        self.encoder.train()
+        picked = self.draw(self.settings.groups_per_step)
+        views = 2 if self.settings.flip else 1
+        view = torch.randint(views, picked.shape, device=self.device)
+        x = mirrored_where(self.learnt.queries(picked.flatten()), view.flatten())
+        exact = self.embeddings[view, picked]
+        with autocast(self.device, self.settings.autocast):
+            parities = self.encoder(x.reshape(*picked.shape, *x.shape[1:])).float()
+            answered = self.fixed.backbone(parities.flatten(0, 1)).float()
+        wanted = torch.einsum("rk,gk...->gr...", self.coefficients, exact)
+        error = answered.reshape(wanted.shape) - wanted
+        losses = self._decoded_losses(
+            exact, error, self.log_answers[view, picked], self.learnt.labels[picked], number
+        )
+        flat = parities.flatten(0, 1)
+        if self.settings.l1 or self.settings.gan:
+            ideal = self._ideal_parities(wanted.flatten(0, 1))
+            losses |= self._pixel_losses(ideal, flat)
+        self.descent.step(torch.stack(list(losses.values())).sum())
+        if self.settings.gan:
+            self.critic.step(ideal, flat.detach())
+        return losses
+
+    def _decoded_losses(
+        self, exact: Tensor, error: Tensor, log_answers: Tensor, labels: Tensor, number: int
+    ) -> dict[str, Tensor]:
+        """Losses in the embedding and after the head.
+
+        exact: [G, k, *embedding]; error: [G, r, *embedding]; log_answers: [G, k, outputs];
+        labels: [G, k].
+        """
+        patterns = erasures(self.code, np.random.default_rng(number + self.seed))
+        shifts = [decoded_error(error, erasure) for erasure in patterns]
+        lost = [list(erasure.missing) for erasure in patterns]
+        pairs = list(zip(lost, shifts, strict=True))
+        decoded = torch.cat([(exact[:, slots] + shift).flatten(0, 1) for slots, shift in pairs])
+        squares = torch.stack([shift.square().mean() for shift in shifts])
+        losses = {"latent": self.settings.latent * squares.mean() / self.variance}
+        logits = self.fixed.head(decoded)
+        if self.settings.distillation:
+            answers = torch.cat([log_answers[:, slots].flatten(0, 1) for slots in lost])
+            losses["distillation"] = self.settings.distillation * F.kl_div(
+                F.log_softmax(logits, 1), answers, log_target=True, reduction="batchmean"
+            )
+        if self.settings.label:
+            truths = torch.cat([labels[:, slots].flatten() for slots in lost])
+            losses["label"] = self.settings.label * F.cross_entropy(logits, truths)
+        return losses
+
+    def _ideal_parities(self, wanted: Tensor) -> Tensor:
+        """The parity queries [G r, C, H, W] whose embeddings are the wanted ones, by inversion."""
+        invert = getattr(self.fixed.backbone, "inverse", None)
+        if invert is None:
+            raise ValueError("l1, gan: the backbone has no inverse, so there is no target for them")
+        ideal: Tensor = invert(wanted, tol=1e-4)[0]
+        return ideal
+
+    def _pixel_losses(self, ideal: Tensor, parities: Tensor) -> dict[str, Tensor]:
+        """Distance of parity queries [G r, C, H, W] from the ideal ones."""
+        losses = {"l1": self.settings.l1 * (parities - ideal).abs().mean()}
+        if self.settings.gan:
+            judged = lsgan_encoder(self.critic.discriminator, parities)
+            losses["gan"] = self.settings.gan * judged
+        return losses
 
 
-@torch.no_grad()
-def _of_all(module: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """[2, N, ...]: what a fixed module makes of all training queries, and of their mirrors."""
-    return torch.stack(
-        [
-            torch.cat([module(part.unsqueeze(1).float() / 255) for part in torch.split(view, 1000)])
-            for view in (images, images.flip(2))
-        ]
-    )
+class _Critic:
+    """The discriminator of the GAN loss and its optimizer."""
+
+    def __init__(self, channels: int, device: torch.device) -> None:
+        self.discriminator = Discriminator(channels).to(device)
+        self.optimizer = torch.optim.Adam(
+            self.discriminator.parameters(), lr=2e-4, betas=(0.0, 0.9)
+        )
+
+    def step(self, ideal: Tensor, parities: Tensor) -> None:
+        self.optimizer.zero_grad()
+        lsgan_discriminator(self.discriminator, ideal, parities).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
 
 
-def _answers(
-    backbone: nn.Module, head: nn.Module, images: Tensor, labels: Tensor, teacher: float
-) -> Tensor:
-    """[2, N, classes]: labels of all training queries, and of their mirrors, as probabilities."""
-    true = F.one_hot(labels).float().expand(2, -1, -1)
-    if teacher == 0:
-        return true
-    backbone.eval()
-    head.eval()
-    return torch.lerp(true, _of_all(lambda x: head(backbone(x)).softmax(1), images), teacher)
+def load_encoder(recipe: Recipe, backbone: Backbone, path: Path) -> Encoder:
+    """Reads what fit_encoder left."""
+    encoder = build_recipe_encoder(recipe, backbone)
+    encoder.load_state_dict(torch.load(path, weights_only=True, map_location="cpu")["encoder"])
+    return encoder.eval()
 
 
 @torch.no_grad()
@@ -274,9 +248,10 @@ def degraded_accuracy(
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
 ) -> dict[str, float]:
-    """A_n and A_d in percent on one grouping: the number to watch while training.
+    """A_n and A_d (percent) over one random grouping, for the training history.
 
-    The published one, with intervals, is `codedinv evaluate`'s.
+    With r = 1 every slot is lost in turn; with r > 1 a fixed sample of patterns. The published
+    number, over several groupings and with intervals, is `codedinv evaluate`'s.
     """
     for module in (backbone, head, encoder):
         module.eval()

@@ -21,7 +21,10 @@ class ClassifierRecipe(_Section):
         epochs, batch_size, learning_rate, weight_decay: AdamW with a one-cycle schedule.
         mixup_share: share of steps that use Manifold Mixup (the paper: 1).
         mixup_alpha: parameter of its Beta distribution (the paper: 1).
+        label_smoothing: of the cross entropy.
         flip: random horizontal flips.
+        shift: random shifts by at most this many pixels each way.
+        erase: side of a square that is blanked in half of the images (0: none).
         autocast: bfloat16 autocast.
     """
 
@@ -31,22 +34,48 @@ class ClassifierRecipe(_Section):
     weight_decay: float = Field(1e-4, ge=0)
     mixup_share: float = Field(1.0, ge=0, le=1)
     mixup_alpha: float = Field(1.0, gt=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
     flip: bool = True
+    shift: int = Field(0, ge=0)
+    erase: int = Field(0, ge=0)
     autocast: bool = True
 
 
+class LightRecipe(_Section):
+    """The light model at the front end, distilled from the classifier.
+
+    Attributes:
+        budget: its multiply-accumulates over the backbone's, at most.
+        epochs, batch_size, learning_rate, weight_decay: AdamW with a one-cycle schedule.
+        distillation: share of the classifier's answer in its targets; the rest is the label.
+        flip, shift, erase: as for the classifier.
+        autocast: bfloat16 autocast.
+    """
+
+    budget: float = Field(0.05, gt=0, lt=1)
+    epochs: int = Field(20, gt=0)
+    batch_size: int = Field(128, gt=1)
+    learning_rate: float = Field(8e-3, gt=0)
+    weight_decay: float = Field(5e-3, ge=0)
+    distillation: float = Field(0.5, ge=0, le=1)
+    flip: bool = True
+    shift: int = Field(1, ge=0)
+    erase: int = Field(0, ge=0)
+    autocast: bool = False
+
+
 class EncoderRecipe(_Section):
-    """Architecture and training of the encoder for one code.
+    """Architecture and training of the encoder for one code; backbone and head stay as they are.
 
     Attributes:
         k, r: the code; r = 1 is Code.uniform(k), r > 1 Code.mds(k, r).
         patch, input_channels, width, blocks: see nn.encoder.EncoderConfig.
         steps, groups_per_step: each step draws this many fresh groups of k training queries.
+        alike: share of the groups whose queries have one class by the light model (by the labels
+            where there is none). Train as you group: 0 for queries grouped as they arrive.
         learning_rate: Adam with a one-cycle schedule.
         latent, distillation, label, l1, gan: weights of the losses (see training.encoder).
-        cotrain: which other parts learn with the encoder (paper, section 3.2, "co-train").
-        cotrain_learning_rate, cotrain_weight_decay: theirs.
-        teacher: share of the given classifier's own answer in the labels of co-training.
+        flip: random horizontal flips.
         autocast: bfloat16 autocast.
     """
 
@@ -58,16 +87,13 @@ class EncoderRecipe(_Section):
     blocks: int = Field(2, ge=0)
     steps: int = Field(4000, gt=0)
     groups_per_step: int = Field(64, gt=0)
+    alike: float = Field(0.5, ge=0, le=1)
     learning_rate: float = Field(3e-3, gt=0)
-    latent: float = Field(1.0, ge=0)
+    latent: float = Field(0.3, ge=0)
     distillation: float = Field(1.0, ge=0)
     label: float = Field(0.0, ge=0)
     l1: float = Field(0.0, ge=0)
     gan: float = Field(0.0, ge=0)
-    cotrain: tuple[Literal["backbone", "head"], ...] = ()
-    cotrain_learning_rate: float = Field(1e-3, gt=0)
-    cotrain_weight_decay: float = Field(1e-4, ge=0)
-    teacher: float = Field(1.0, ge=0, le=1)
     flip: bool = True
     autocast: bool = True
 
@@ -79,18 +105,24 @@ class Recipe(_Section):
         name: name of the bundle.
         data: "fashion-mnist" or "mnist" (the layouts of `codedinv.data`).
         seed: of everything random.
-        backbone: arguments of nn.IResNetConfig.
+        held_out: share of the training images that no network learns from (see training.images).
+        backbone: `kind` ("iresnet", the default, or "resnet") and the fields of its config.
         head: arguments of nn.build_head without the shapes.
-        classifier, encoder: see their classes.
+        scheme: "invertible" (coded) or "guided" (duplicates of the least sure queries: needs
+            [light], trains no encoder).
+        classifier, light, encoder: see their classes; without [light] there is no light model.
         anchors: number of stored queries that may fill the free slots of a partial group.
     """
 
     name: str
     data: Literal["fashion-mnist", "mnist"] = "fashion-mnist"
     seed: int = 0
+    held_out: float = Field(0.05, ge=0, lt=1)
     backbone: dict[str, Any]
     head: dict[str, Any]
+    scheme: Literal["invertible", "guided"] = "invertible"
     classifier: ClassifierRecipe
+    light: LightRecipe | None = None
     encoder: EncoderRecipe
     anchors: int = Field(16, gt=0)
 

@@ -15,17 +15,21 @@ import torch
 
 from codedinv.bundle import CodedModel
 from codedinv.data import load_test_images, to_queries
-from codedinv.nn import macs
+from codedinv.nn import ResNet, macs
 from codedinv.training import (
     Recipe,
     fit_classifier,
     fit_encoder,
+    fit_head_alone,
+    fit_light,
     load_classifier,
+    load_light,
     load_recipe,
     recipe_code,
 )
 from codedinv.training.classifier import build_classifier
 from codedinv.training.encoder import build_recipe_encoder
+from codedinv.training.light import build_recipe_light
 
 TINY = """
 name = "tiny"
@@ -43,6 +47,10 @@ epochs = 6
 batch_size = 50
 mixup_share = 0.5
 autocast = false
+[light]
+budget = 0.9
+epochs = 8
+batch_size = 50
 [encoder]
 k = 3
 input_channels = 4
@@ -119,21 +127,6 @@ def test_a_frozen_backbone_and_head_stay_as_they_are(
     assert torch.equal(statistics, head.norm.running_mean)
 
 
-def test_co_training_moves_backbone_and_head_and_keeps_the_norm_bound(
-    classifier: Path, data: Path, tmp_path: Path
-) -> None:
-    recipe = _recipe(
-        tmp_path,
-        ("groups_per_step = 8", 'groups_per_step = 8\ncotrain = ["backbone", "head"]\nlabel = 1.0'),
-    )
-    backbone, head = load_classifier(recipe, classifier)
-    before = backbone.blocks[0].conv1.weight.detach().clone()
-    fit_encoder(recipe, backbone, head, tmp_path, data)
-    assert not torch.equal(before, backbone.blocks[0].conv1.weight)
-    _, certificates = backbone.bake()
-    assert all(proof.sigma <= 0.9 for block in certificates for proof in block.values())
-
-
 def test_the_papers_adversarial_loss_on_inverted_targets_trains(
     classifier: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -142,6 +135,61 @@ def test_the_papers_adversarial_loss_on_inverted_targets_trains(
     fit_encoder(recipe, backbone, head, tmp_path, data)
     metrics = torch.load(tmp_path / "encoder.pt", weights_only=True)["metrics"]
     assert np.isfinite([metrics["l1"], metrics["gan"]]).all()
+
+
+def test_training_an_encoder_changes_no_exact_answer(
+    classifier: Path, data: Path, tmp_path: Path
+) -> None:
+    recipe = _recipe(tmp_path, ("steps = 40", "steps = 2"))
+    backbone, head = load_classifier(recipe, classifier)
+    x = torch.from_numpy(to_queries(load_test_images()[0][:5]))
+    before = head.eval()(backbone.eval()(x))
+    fit_encoder(recipe, backbone, head, tmp_path, data)
+    assert torch.equal(before, head(backbone(x)))
+    assert all(p.requires_grad for p in backbone.parameters())
+
+
+def test_a_light_model_learns_from_the_classifier_within_its_budget(
+    classifier: Path, data: Path, tmp_path: Path
+) -> None:
+    recipe = _recipe(tmp_path)
+    backbone, head = load_classifier(recipe, classifier)
+    light = fit_light(recipe, backbone, head, tmp_path, data)
+    x = torch.from_numpy(to_queries(load_test_images()[0][:5]))
+    assert macs(light, x[:1]) <= 0.9 * macs(backbone, x[:1])
+    saved = torch.load(tmp_path / "light.pt", weights_only=True)
+    assert saved["light_accuracy"] > 40, "eight passes over 760 images should beat chance"
+    assert float(light.temperature) != 1, "it was calibrated on the held-out images"
+    again = load_light(recipe, backbone, tmp_path / "light.pt")
+    torch.testing.assert_close(again(x), light(x))
+
+
+def test_an_encoder_groups_by_the_light_models_classes(
+    classifier: Path, data: Path, tmp_path: Path
+) -> None:
+    recipe = _recipe(tmp_path, ("steps = 40", "steps = 2\nalike = 1.0"))
+    backbone, head = load_classifier(recipe, classifier)
+
+    class OneClass(torch.nn.Module):
+        called = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            OneClass.called += len(x)
+            return torch.eye(10)[torch.full((len(x),), 4)]
+
+    fit_encoder(recipe, backbone, head, tmp_path, data, light=OneClass())
+    assert OneClass.called == 760, "every image that is learnt from"
+
+
+def test_the_head_alone_is_trained_without_a_block_of_the_backbone(
+    data: Path, tmp_path: Path
+) -> None:
+    recipe = _recipe(tmp_path)
+    reached, work = fit_head_alone(recipe, tmp_path / "alone", data)
+    assert reached > 40
+    assert work == 784 * 32 + 32 * 10
+    saved = torch.load(tmp_path / "alone" / "classifier.pt", weights_only=True)
+    assert not any("conv" in name for name in saved["backbone"])
 
 
 def test_an_encoder_for_two_parities_becomes_a_bundle(
@@ -203,16 +251,41 @@ def test_an_unknown_recipe_names_the_bundled_ones() -> None:
         load_recipe("no-such-recipe")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "fashion-mnist",
-        "fashion-mnist-k10",
-        "fashion-mnist-full",
-        "fashion-mnist-full-k10",
-    ],
-)
-def test_every_bundled_recipe_builds_and_its_encoder_costs_a_tenth_at_most(name: str) -> None:
+RESNET = """
+[backbone]
+kind = "resnet"
+input_shape = [1, 28, 28]
+mean = [0.286]
+std = [0.353]
+stem = 4
+stages = [{ blocks = 1, width = 8 }, { blocks = 1, width = 16 }]
+[head]
+kind = "linear"
+"""
+
+
+def test_a_classifier_of_another_kind_trains_by_the_same_recipe(data: Path, tmp_path: Path) -> None:
+    start, end = TINY.index("[backbone]"), TINY.index("[classifier]")
+    (tmp_path / "resnet.toml").write_text(TINY[:start] + RESNET + TINY[end:])
+    recipe = load_recipe(tmp_path / "resnet.toml")
+    fit_classifier(recipe, tmp_path, data)
+    backbone, head = load_classifier(recipe, tmp_path / "classifier.pt")
+    assert isinstance(backbone, ResNet)
+    assert torch.load(tmp_path / "classifier.pt", weights_only=True)["normal_accuracy"] > 40
+    assert tuple(head.eval()(backbone.eval()(torch.zeros(2, 1, 28, 28))).shape) == (2, 10)
+    by_inversion = recipe.encoder.model_copy(update={"l1": 1.0, "steps": 1})
+    recipe = recipe.model_copy(update={"encoder": by_inversion})
+    with pytest.raises(ValueError, match="no inverse"):
+        fit_encoder(recipe, backbone, head, tmp_path, data)
+
+
+CODED = ["fashion-mnist-k2", "fashion-mnist", "fashion-mnist-k10"]
+FULL = ["fashion-mnist-full", "fashion-mnist-full-k10"]
+GUIDED = ["fashion-mnist-guided", "fashion-mnist-guided-k10"]
+
+
+@pytest.mark.parametrize("name", CODED + FULL)
+def test_every_coded_recipe_builds_and_its_encoder_costs_a_tenth_at_most(name: str) -> None:
     recipe = load_recipe(name)
     backbone, head = build_classifier(recipe)
     encoder = build_recipe_encoder(recipe, backbone)
@@ -220,3 +293,23 @@ def test_every_bundled_recipe_builds_and_its_encoder_costs_a_tenth_at_most(name:
     assert head.eval()(backbone.eval()(query)).shape == (1, 10)
     group = torch.zeros(1, recipe.encoder.k, *backbone.config.input_shape)
     assert macs(encoder, group) <= 0.10 * macs(backbone, query)
+
+
+@pytest.mark.parametrize("names", [CODED, FULL, GUIDED])
+def test_recipes_that_share_a_classifier_train_it_alike(names: list[str]) -> None:
+    recipes = [load_recipe(name) for name in names]
+    shared = ("data", "seed", "held_out", "backbone", "head", "classifier", "light")
+    for name in shared:
+        assert all(getattr(r, name) == getattr(recipes[0], name) for r in recipes), name
+
+
+@pytest.mark.parametrize(("name", "most"), [(GUIDED[0], 0.02), (CODED[0], 0.05)])
+def test_a_recipes_light_model_stays_within_its_budget(name: str, most: float) -> None:
+    recipe = load_recipe(name)
+    backbone, _ = build_classifier(recipe)
+    query = torch.zeros(1, *backbone.config.input_shape)
+    assert (
+        0.9 * most
+        < macs(build_recipe_light(recipe, backbone), query) / macs(backbone, query)
+        <= most
+    )

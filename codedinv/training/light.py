@@ -1,0 +1,142 @@
+"""fit_light: the light model l, distilled from a trained classifier within a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from codedinv.data import load_image_set
+from codedinv.nn import Backbone, SeparableNet, macs, widest_separable
+from codedinv.training.augment import augmented
+from codedinv.training.classifier import accuracy, epoch_batch
+from codedinv.training.descent import Descent
+from codedinv.training.fixed import FixedClassifier, mirrored_where
+from codedinv.training.images import LabelledImages, load_training_images
+from codedinv.training.loop import Run, autocast, run_to
+from codedinv.training.recipe import LightRecipe, Recipe
+
+
+def build_recipe_light(recipe: Recipe, backbone: Backbone, outputs: int = 10) -> SeparableNet:
+    """The widest light model within the recipe's share of the backbone's work, untrained."""
+    config = backbone.config
+    work = macs(backbone, torch.zeros(1, *config.input_shape))
+    budget = light_recipe(recipe).budget * work
+    torch.manual_seed(recipe.seed + 2)
+    return widest_separable(budget, config.input_shape, outputs, config.mean, config.std)
+
+
+def light_recipe(recipe: Recipe) -> LightRecipe:
+    """The recipe's [light].
+
+    Raises:
+        ValueError: it has none.
+    """
+    if recipe.light is None:
+        raise ValueError(f"recipe {recipe.name}: it has no [light], so there is nothing to train")
+    return recipe.light
+
+
+def fit_light(
+    recipe: Recipe,
+    backbone: Backbone,
+    head: nn.Module,
+    out: Path,
+    data: Path | None = None,
+    device: str = "cpu",
+    resume: bool = True,
+    cache: Path | None = None,
+) -> SeparableNet:
+    """Trains a light model on the classifier's answers and the labels, then calibrates it.
+
+    Its targets are `distillation` parts the classifier's answer to the image (as it is or
+    mirrored) and 1 - `distillation` parts the label; it sees the image shifted and erased afresh at
+    each step. One temperature, fitted on the held-out images, is then folded into its logits.
+
+    Args:
+        recipe: see Recipe.
+        backbone, head: trained by fit_classifier; left as they are.
+        out: folder for `light.pt`, history, plot and checkpoints.
+        data: folder of the data set (None: where the system keeps it).
+        device: "cpu" or "cuda".
+        resume: False starts afresh.
+        cache: file for the embeddings of the training images, see FixedClassifier.embeddings.
+
+    Returns:
+        The light model, eval mode.
+    """
+    settings = light_recipe(recipe)
+    target = torch.device(device)
+    learnt, held_out = load_training_images(recipe, data, target)
+    test = load_image_set(recipe.data, "test", data)
+    fixed = FixedClassifier.of(backbone, head, target)
+    taught = fixed.logits(fixed.embeddings(learnt, cache)).softmax(2)
+    light = build_recipe_light(recipe, backbone, taught.shape[2]).to(target)
+    light.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    answers = torch.lerp(
+        F.one_hot(learnt.labels, taught.shape[2]).float(), taught, settings.distillation
+    )
+    per_epoch = len(learnt) // settings.batch_size
+    steps = settings.epochs * per_epoch
+    descent = Descent.one_cycle(
+        light.parameters(), steps, settings.learning_rate, settings.weight_decay
+    )
+
+    def step(number: int) -> Mapping[str, Tensor]:
+        light.train()
+        picked = epoch_batch(len(learnt), settings.batch_size, number, recipe.seed).to(target)
+        view = torch.randint(2 if settings.flip else 1, (len(picked),), device=target)
+        x = mirrored_where(learnt.queries(picked), view)
+        x = augmented(x, shift=settings.shift, erase=settings.erase)
+        with autocast(target, settings.autocast):
+            logits = light(x).float()
+        loss = F.cross_entropy(logits, answers[view, picked])
+        descent.step(loss)
+        return {"loss": loss}
+
+    def evaluate() -> Mapping[str, float]:
+        return {"light_accuracy": accuracy(nn.Identity(), light, *test)}
+
+    run = Run({"light": light}, [descent.optimizer], [descent.schedule])
+    run_to(run, steps, step, evaluate, per_epoch, out, "light", resume)
+    light.eval()
+    if len(held_out):
+        light.temperature.fill_(best_temperature(light, held_out))
+    torch.save(
+        {
+            "recipe": recipe.model_dump_json(),
+            "light": light.state_dict(),
+            "light_accuracy": run.history[-1]["light_accuracy"],
+            "seconds": run.seconds,
+        },
+        out / "light.pt",
+    )
+    return light
+
+
+def load_light(recipe: Recipe, backbone: Backbone, path: Path) -> SeparableNet:
+    """Reads what fit_light left for the same backbone and budget.
+
+    Raises:
+        RuntimeError: the file holds a light model of another width.
+    """
+    saved = torch.load(path, weights_only=True, map_location="cpu")
+    light = build_recipe_light(recipe, backbone, len(saved["light"]["linear.bias"]))
+    light.load_state_dict(saved["light"])
+    return light.eval()
+
+
+@torch.no_grad()
+def best_temperature(light: nn.Module, held_out: LabelledImages) -> float:
+    """The temperature, of 0.2 to 5, at which the held-out labels are likeliest.
+
+    Source: Guo et al., "On calibration of modern neural networks", 2017.
+    """
+    parts = range(0, len(held_out), 1000)
+    logits = torch.cat([light(held_out.queries(slice(at, at + 1000))) for at in parts])
+    candidates = torch.logspace(-0.7, 0.7, 281, device=logits.device)
+    losses = torch.stack([F.cross_entropy(logits / t, held_out.labels) for t in candidates])
+    return float(candidates[losses.argmin()])
