@@ -107,7 +107,9 @@ def test_the_tiles_of_a_card_give_the_same_answers(
     assert (iterations - steps).abs().max() <= 1
 
 
+@pytest.mark.usefixtures("products_in_fixed_order")
 def test_an_image_is_answered_the_same_whoever_shares_its_tile() -> None:
+    """Bit for bit: the kernel's order of work for an image knows nothing of its neighbours."""
     y, blocks = draw(PACKED, 3)
     # Neighbours of other sizes need other numbers of iterations.
     y *= torch.tensor([1.0, 1000.0, 0.01], device=DEVICE)[:, None, None, None]
