@@ -148,7 +148,8 @@ def _measured() -> dict[str, Any]:
     return json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
 
 
-def _entry(card: Card, kernel: str, stage: Stage, dtype: torch.dtype) -> dict[str, Any]:
+def measured_entry(card: Card, kernel: str, stage: Stage, dtype: torch.dtype) -> dict[str, Any]:
+    """What was measured of a kernel on a card, {} where nothing was."""
     key = f"{kernel} {stage} {str(dtype).removeprefix('torch.')}"
     return dict(_measured().get(card.name, {}).get(key, {}))
 
@@ -163,16 +164,4 @@ def stage_tuning(
     bands = bands_for(stage, batch, card.multiprocessors)
     default = default_stage_tuning(stage, dtype, card.capability, bands, few)
     name = f"{kernel} of few" if few else kernel
-    return replace(default, **_entry(card, name, stage, dtype).get("tuning", {}))
-
-
-def measured_faster(kernel: str, stage: Stage, dtype: torch.dtype, batch: int, card: Card) -> bool:
-    """Whether a receipt shows the kernel to beat the best torch path on this card.
-
-    Args:
-        kernel: "forward" or "inversion".
-        stage, dtype, batch: the call.
-        card: where.
-    """
-    batches = _entry(card, kernel, stage, dtype).get("faster_at_batch", [])
-    return any(low <= batch <= high for low, high in batches)
+    return replace(default, **measured_entry(card, name, stage, dtype).get("tuning", {}))
