@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .anderson import anderson_kernel
 from .launch import Plan, device_of, pixel_strides, plan_of
 from .packing import PackedBlocks
 from .solver import (
@@ -199,8 +200,6 @@ def launch_inversion(
         anderson: accelerate (depth 1).
         plan: of kernel "anderson" or "inversion" for y.
     """
-    from .anderson import anderson_kernel
-
     kernel = anderson_kernel if anderson else invert_kernel
     with device_of(y):
         kernel[plan.grid](

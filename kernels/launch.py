@@ -67,9 +67,12 @@ def pixel_strides(x: Tensor) -> tuple[int, int, int]:
     return image, pixel if x.shape[3] > 1 else row, channel
 
 
+_NOTHING = contextlib.nullcontext()
+
+
 def device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """Makes x's GPU current for a launch; nothing to do on the CPU."""
-    return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()
+    return torch.cuda.device(x.device) if x.device.type == "cuda" else _NOTHING
 
 
 def most_registers(num_warps: int) -> int:

@@ -8,7 +8,8 @@ run the Triton kernels where they apply, else the torch reference.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,13 +49,30 @@ def plan(
     return plan_of(kernel, stage, dtype, batch, device, tiles)
 
 
+@lru_cache(maxsize=1024)
+def _verdicts(batch: int, blocks: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Like iterations and residual of an inverse: empty_like costs half of what empty does."""
+    shape = batch, blocks
+    iterations = torch.empty(shape, dtype=torch.int32, device=device)
+    return iterations, torch.empty(shape, dtype=torch.float32, device=device)
+
+
+@cache
+def _launches() -> Any:
+    """The modules with kernels, imported when one is launched first: Triton decides there whether
+    it compiles or interprets, and may not be installed."""
+    from . import inversion, residual
+
+    return SimpleNamespace(residual=residual, inversion=inversion)
+
+
 def run_forward(x: Tensor, weights: Sequence[Tensor], hidden: int) -> Tensor:
     """All blocks of x by the kernel. weights: `PackedBlocks.tensors`."""
-    from .residual import launch_stage
-
     x = pixelwise(x)
     out = torch.empty_like(x)
-    launch_stage(x, out, weights, plan("stage", x.shape, hidden, x.dtype, x.device))
+    _launches().residual.launch_stage(
+        x, out, weights, plan("stage", x.shape, hidden, x.dtype, x.device)
+    )
     return out
 
 
@@ -67,17 +85,16 @@ def run_inverse(
     anderson: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x with blocks(x) = y by the kernel, iterations and residual [B, blocks]."""
-    from .inversion import launch_inversion
-
     y = pixelwise(y)
     out = torch.empty_like(y)
-    shape = (y.shape[0], weights[-1].shape[0] - 1)
-    iterations = y.new_empty(shape, dtype=torch.int32)
-    residual = y.new_empty(shape, dtype=torch.float32)
+    device = y.device
+    iterations, residual = map(
+        torch.empty_like, _verdicts(y.shape[0], weights[-1].shape[0] - 1, device)
+    )  # fmt: skip
     kernel = "anderson" if anderson else "inversion"
-    launch_inversion(
+    _launches().inversion.launch_inversion(
         y, out, iterations, residual, weights, tolerance, max_iter, anderson,
-        plan(kernel, y.shape, hidden, y.dtype, y.device),
+        plan(kernel, y.shape, hidden, y.dtype, device),
     )  # fmt: skip
     return out, iterations, residual
 
@@ -236,13 +253,13 @@ for _backward in (residual_blocks_backward, invert_backward):
 
 # Operators of prepared blocks, bare of what custom_op does at each call.
 
-_PACKED = (
+PACKED = (
     "Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor w3, Tensor b3, Tensor leading, int hidden"
 )
 _library = torch.library.Library("codedinv", "FRAGMENT")
-_library.define(f"prepared_forward(Tensor x, {_PACKED}) -> Tensor")
+_library.define(f"prepared_forward(Tensor x, {PACKED}) -> Tensor")
 _library.define(
-    f"prepared_inverse(Tensor y, {_PACKED}, float tolerance, int max_iter, bool anderson)"
+    f"prepared_inverse(Tensor y, {PACKED}, float tolerance, int max_iter, bool anderson)"
     " -> (Tensor, Tensor, Tensor)"
 )
 
