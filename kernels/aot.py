@@ -29,10 +29,10 @@ from .tuning import DTYPES, STAGES, Card, StageTuning, stage_tuning
 
 KERNELS = ("stage", "inversion", "anderson", "stage of few", "inversion of few",
            "anderson of few", "power")  # fmt: skip
-ARCHITECTURES = (80, 90, 100)
+ARCHITECTURES = (80, 90, 100, 120)
 
 # Shared memory one program may use, KiB (CUDA programming guide, compute capabilities).
-SHARED_LIMIT_KIB = {80: 163, 90: 227, 100: 227}
+SHARED_LIMIT_KIB = {80: 163, 90: 227, 100: 227, 120: 99}
 
 # An H200's; the band variant is cut for batch 1 on it.
 _MULTIPROCESSORS = 132
@@ -105,7 +105,7 @@ def variants(
 
 
 def compile_variant(variant: Variant, arch: int) -> Resources:
-    """Compiles one variant for compute capability `arch` (80, 90, 100) and reports its use.
+    """Compiles one variant for compute capability `arch` (80, 90, 100, 120) and reports its use.
 
     Raises:
         RuntimeError: it does not compile, or to something without matrix instructions.

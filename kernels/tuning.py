@@ -77,6 +77,65 @@ class StageTuning:
     bands: int = 1
 
 
+def tensor_cores(capability: int) -> str:
+    """The matrix instruction that Triton emits for a compute capability: "wgmma" for 9.x,
+    "tcgen05" for 10.x and 11.x, "mma" for the others, 12.x among them."""
+    return {9: "wgmma", 10: "tcgen05", 11: "tcgen05"}.get(capability // 10, "mma")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Tiles for the calls it fits; of rules that fit, the later ones count.
+
+    Attributes:
+        tiles: fields of StageTuning. why: what decided.
+        cores: a matrix instruction. exact: float32, in three parts. wide: above 64 hidden
+            channels. few: no more images than multiprocessors. channels: at most so many, as
+            padded. hidden: at most so many. stage: this one only. None fits all.
+    """
+
+    tiles: dict[str, int]
+    why: str
+    cores: str | None = None
+    exact: bool | None = None
+    wide: bool | None = None
+    few: bool | None = None
+    channels: int = LARGEST_CHANNELS
+    hidden: int = LARGEST_HIDDEN
+    stage: Stage | None = None
+
+    def fits(self, stage: Stage, exact: bool, cores: str, few: bool) -> bool:
+        return (
+            self.cores in (None, cores)
+            and self.exact in (None, exact)
+            and self.wide in (None, stage.hidden > 64)
+            and self.few in (None, few)
+            and padded_channels(stage.channels) <= self.channels
+            and stage.hidden <= self.hidden
+            and self.stage in (None, stage)
+        )
+
+
+# Without them something spills, unless a reason is given.
+RULES = (
+    Rule({"block_m": 64, "block_k": 64, "block_n": 64, "num_warps": 4, "num_stages": 2}, "default"),
+    Rule({"num_warps": 8}, "a tile's hidden layer fits the registers", wide=True),
+    Rule({"block_m": 128}, "wgmma takes 64 rows from each 4 warps", cores="wgmma", wide=True),
+    Rule({"block_k": 32}, "tensor memory", cores="tcgen05", wide=True),
+    Rule({"block_k": 32, "block_n": 32}, "three parts of each operand", exact=True),
+    Rule({"block_k": 16}, "", exact=True, wide=True),
+    Rule({"block_k": 16}, "fragments of mma are registers", cores="mma", exact=True),
+    Rule({"block_n": 16}, "", cores="mma", exact=True, wide=True),
+    Rule({"block_k": 64}, "all nine taps at once", cores="wgmma", exact=True, channels=4, hidden=32),
+    Rule({"block_k": 16}, "nine taps of one channel are sixteen", channels=1),
+    Rule({"num_stages": 3}, "shared memory allows it", exact=False, channels=4),
+    Rule({"num_stages": 1}, "a pipeline overflows tensor memory, for which Triton 3.7 emits a trap",
+         cores="tcgen05", exact=True, wide=True),
+    Rule({"num_stages": 1}, "Triton 3.6 spills 56 bytes for a pipeline",
+         cores="wgmma", exact=True, few=False, stage=Stage(16, 7, 7, 96)),
+)  # fmt: skip
+
+
 def default_stage_tuning(
     stage: Stage, dtype: torch.dtype, capability: int = 90, bands: int = 1, few: bool = False
 ) -> StageTuning:
@@ -88,32 +147,14 @@ def default_stage_tuning(
         bands: programs for each image.
         few: whether there are no more images than multiprocessors, so that each gets its own.
     """
-    exact, wide, generation = dtype == torch.float32, stage.hidden > 64, capability // 10
-    hopper, older = generation == 9, generation < 9
-    # wgmma takes 64 rows from each 4 warps; elsewhere wide tiles of 128 rows spill.
-    block_m = 128 if wide and hopper else 64
-    block_k = 32 if exact or (wide and not (hopper or older)) else 64
-    if stage.channels == 1 or (exact and (wide or older)):
-        block_k = 16
-    elif exact and hopper and padded_channels(stage.channels) == 4 and stage.hidden <= 32:
-        block_k = 64  # all nine taps at once
-    block_n = 32 if exact else 64
-    if exact and wide and older:
-        block_n = 16
-    num_stages = 3 if stage.channels <= 4 and not exact else 2
-    if exact and wide and not (hopper or older):
-        num_stages = 1  # a pipeline overflows tensor memory, for which Triton 3.7 emits a trap
-    if exact and hopper and stage == Stage(16, 7, 7, 96) and not few:
-        num_stages = 1  # Triton 3.6 spills 56 bytes for a pipeline
-    return StageTuning(
-        images=1 if few else max(1, block_m // (stage.height * stage.width)),
-        block_m=block_m,
-        block_k=block_k,
-        block_n=min(block_n, padded_width(9 * stage.channels)),
-        num_warps=8 if wide else 4,
-        num_stages=num_stages,
-        bands=bands,
-    )
+    exact, cores = dtype == torch.float32, tensor_cores(capability)
+    tiles: dict[str, int] = {}
+    for rule in RULES:
+        if rule.fits(stage, exact, cores, few):
+            tiles |= rule.tiles
+    tiles["block_n"] = min(tiles["block_n"], padded_width(9 * stage.channels))
+    images = 1 if few else max(1, tiles["block_m"] // (stage.height * stage.width))
+    return StageTuning(images=images, bands=bands, **tiles)
 
 
 def _interpreted(stage: Stage, dtype: torch.dtype) -> StageTuning:
