@@ -126,7 +126,7 @@ RULES = (
     Rule({"block_k": 16}, "", exact=True, wide=True),
     Rule({"block_k": 16}, "fragments of mma are registers", cores="mma", exact=True),
     Rule({"block_n": 16}, "", cores="mma", exact=True, wide=True),
-    Rule({"block_k": 64}, "all nine taps at once", cores="wgmma", exact=True, channels=4, hidden=32),
+    Rule({"block_k": 64}, "nine taps at once", cores="wgmma", exact=True, channels=4, hidden=32),
     Rule({"block_k": 16}, "nine taps of one channel are sixteen", channels=1),
     Rule({"num_stages": 3}, "shared memory allows it", exact=False, channels=4),
     Rule({"num_stages": 1}, "a pipeline overflows tensor memory, for which Triton 3.7 emits a trap",
