@@ -157,8 +157,9 @@ def _plan(variant: Variant) -> tuple[triton.JITFunction, dict[str, object], dict
         ("b1", "b2", "b3", "images", "partial", "sums", "residual"), "*fp32"
     )  # fmt: skip
     pointers |= dict.fromkeys(("leading", "iterations", "counters"), "*i32")
+    kernel = variant.kernel.removesuffix(" of few")
     constants: dict[str, object] = {
-        "S": sizes_of(stage, variant.dtype, tuning, False),
+        "S": sizes_of(kernel, stage, variant.dtype, tuning, False),
         # Strides that the launcher would specialise for a channels-last input.
         "x_channel": 1, "y_channel": 1, "out_channel": 1,
     }  # fmt: skip
@@ -166,7 +167,7 @@ def _plan(variant: Variant) -> tuple[triton.JITFunction, dict[str, object], dict
         "stage": residual.stage_kernel,
         "inversion": inversion.invert_kernel,
         "anderson": anderson.anderson_kernel,
-    }[variant.kernel.removesuffix(" of few")]
+    }[kernel]
     names = set(function.arg_names)
     return (
         function,

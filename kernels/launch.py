@@ -29,8 +29,9 @@ PROGRAMS_PER_MULTIPROCESSOR = 2
 INTERPRETED_PROGRAMS = 2
 # Registers of a multiprocessor, of any compute capability from 8.0 to 12.0.
 REGISTER_FILE = 65536
-# Elements a thread holds of a tile of pixels by channels outside the matrix products.
-ELEMENTS_PER_THREAD = 8
+# Elements a thread holds of a tile of pixels by channels outside the matrix products. Anderson
+# mixing sums four such tiles at once; with 8 Triton 3.6 spills 48 bytes at 16@7x7/64.
+ELEMENTS_PER_THREAD = {"stage": 8, "inversion": 8, "anderson": 4}
 
 # float32 scratch images of each kernel. Forward: a block's input and output, in turns. Fixed
 # point: y and the last two G(x) = y - F(x) rotate through three; Anderson acceleration also keeps
@@ -82,11 +83,13 @@ def most_registers(num_warps: int) -> int:
 
 
 @lru_cache(maxsize=1024)
-def sizes_of(stage: Stage, dtype: torch.dtype, tuning: StageTuning, interpreted: bool) -> Sizes:
-    """What the stage and inversion kernels are compiled for."""
+def sizes_of(
+    kernel: str, stage: Stage, dtype: torch.dtype, tuning: StageTuning, interpreted: bool
+) -> Sizes:
+    """What kernel "stage", "inversion" or "anderson" is compiled for."""
     channels = padded_channels(stage.channels)
     pixels = -(-stage.height // tuning.bands) * stage.width
-    block = 32 * tuning.num_warps * ELEMENTS_PER_THREAD // channels
+    block = 32 * tuning.num_warps * ELEMENTS_PER_THREAD[kernel] // channels
     return Sizes(
         C=stage.channels, CP=channels, N=padded_width(stage.hidden),
         K1=padded_taps(channels), N3=padded_taps(stage.channels),
@@ -128,7 +131,7 @@ def plan_of(
 ) -> Plan:
     """The plan of kernel "stage", "inversion" or "anderson" with given tiles."""
     interpreted = interpreting()
-    sizes = sizes_of(stage, dtype, tuning, interpreted)
+    sizes = sizes_of(kernel, stage, dtype, tuning, interpreted)
     programs = programs_on(device, -(-batch // tuning.images), tuning.bands)
     groups = programs // tuning.bands
     part, count = parts_of(dtype)

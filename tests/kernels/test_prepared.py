@@ -160,7 +160,7 @@ def test_a_server_meets_few_kernels_whatever_its_batches(kernel: str) -> None:
     for stage in STAGES:
         for dtype in DTYPES:
             compiled = {
-                (sizes_of(stage, dtype, tiles, False), tiles.num_warps, tiles.num_stages)
+                (sizes_of(kernel, stage, dtype, tiles, False), tiles.num_warps, tiles.num_stages)
                 for tiles in (
                     tuning.stage_tuning(kernel, stage, dtype, batch, card)
                     for batch in range(1, 1025)
