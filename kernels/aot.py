@@ -23,17 +23,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .launch import most_registers, tile_constants
-from .reference import ANDERSON_REGULARISATION
+from .launch import most_registers, sizes_of
 from .shapes import Stage, parts_of
 from .tuning import DTYPES, STAGES, Card, StageTuning, stage_tuning
 
 KERNELS = ("stage", "inversion", "anderson", "stage of few", "inversion of few",
            "anderson of few", "power")  # fmt: skip
-ARCHITECTURES = (80, 90, 100)
+ARCHITECTURES = (80, 90, 100, 120)
 
 # Shared memory one program may use, KiB (CUDA programming guide, compute capabilities).
-SHARED_LIMIT_KIB = {80: 163, 90: 227, 100: 227}
+SHARED_LIMIT_KIB = {80: 163, 90: 227, 100: 227, 120: 99}
 
 # An H200's; the band variant is cut for batch 1 on it.
 _MULTIPROCESSORS = 132
@@ -106,7 +105,7 @@ def variants(
 
 
 def compile_variant(variant: Variant, arch: int) -> Resources:
-    """Compiles one variant for compute capability `arch` (80, 90, 100) and reports its use.
+    """Compiles one variant for compute capability `arch` (80, 90, 100, 120) and reports its use.
 
     Raises:
         RuntimeError: it does not compile, or to something without matrix instructions.
@@ -145,7 +144,7 @@ def compile_variant(variant: Variant, arch: int) -> Resources:
 
 def _plan(variant: Variant) -> tuple[triton.JITFunction, dict[str, object], dict[str, str]]:
     """(kernel, its constexprs, its pointers' element types) for a variant."""
-    from . import inversion, residual, spectral_norm
+    from . import anderson, inversion, residual, spectral_norm
 
     stage, tuning = variant.stage, variant.tuning
     element = _ELEMENT[variant.dtype]
@@ -158,20 +157,17 @@ def _plan(variant: Variant) -> tuple[triton.JITFunction, dict[str, object], dict
         ("b1", "b2", "b3", "images", "partial", "sums", "residual"), "*fp32"
     )  # fmt: skip
     pointers |= dict.fromkeys(("leading", "iterations", "counters"), "*i32")
-    constants = tile_constants(stage, variant.dtype, tuning) | {
-        "INTERPRETED": False,
+    kernel = variant.kernel.removesuffix(" of few")
+    constants: dict[str, object] = {
+        "S": sizes_of(kernel, stage, variant.dtype, tuning, False),
         # Strides that the launcher would specialise for a channels-last input.
         "x_channel": 1, "y_channel": 1, "out_channel": 1,
     }  # fmt: skip
-    function = residual.stage_kernel
-    if not variant.kernel.startswith("stage"):
-        function = inversion.invert_kernel
-        anderson = variant.kernel.startswith("anderson")
-        constants |= {
-            "IDS": triton.next_power_of_2(tuning.images), "ANDERSON": anderson,
-            "BUFFERS": inversion.ANDERSON_BUFFERS if anderson else inversion.PLAIN_BUFFERS,
-            "REGULARISATION": ANDERSON_REGULARISATION,
-        }  # fmt: skip
+    function = {
+        "stage": residual.stage_kernel,
+        "inversion": inversion.invert_kernel,
+        "anderson": anderson.anderson_kernel,
+    }[kernel]
     names = set(function.arg_names)
     return (
         function,

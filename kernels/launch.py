@@ -1,16 +1,18 @@
-"""What every launch needs: strides, the device, scratch memory, how many programs to start."""
+"""What every launch needs: strides, the device, a plan (sizes, grid, options), scratch memory."""
 
 from __future__ import annotations
 
 import contextlib
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from triton import knobs
 
-from .packing import PackedBlocks
 from .shapes import (
+    Sizes,
     Stage,
     next_power_of_2,
     padded_channels,
@@ -25,10 +27,18 @@ from .tuning import StageTuning
 PROGRAMS_PER_MULTIPROCESSOR = 2
 # Under the interpreter programs run one after another; two are enough to test the persistent loop.
 INTERPRETED_PROGRAMS = 2
-# Registers of a multiprocessor, of any compute capability from 8.0 to 10.0.
+# Registers of a multiprocessor, of any compute capability from 8.0 to 12.0.
 REGISTER_FILE = 65536
-# Elements a thread holds of a tile of pixels by channels outside the matrix products.
-ELEMENTS_PER_THREAD = 8
+# Elements a thread holds of a tile of pixels by channels outside the matrix products. Anderson
+# mixing sums four such tiles at once; with 8 Triton 3.6 spills 48 bytes at 16@7x7/64.
+ELEMENTS_PER_THREAD = {"stage": 8, "inversion": 8, "anderson": 4}
+
+# float32 scratch images of each kernel. Forward: a block's input and output, in turns. Fixed
+# point: y and the last two G(x) = y - F(x) rotate through three; Anderson acceleration also keeps
+# x (index 3) and the last two steps G(x) - x (4 and 5).
+BUFFERS = {"stage": 2, "inversion": 3, "anderson": 6}
+# Numbers that a band tells the others of an image, in turns in two places (solver.py).
+SUMS = 12
 
 
 def interpreting() -> bool:
@@ -42,9 +52,9 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def programs_on(device: torch.device, tasks: int, bands: int) -> int:
-    """Programs to launch for `tasks` independent tasks of `bands` programs each; a group of bands
-    takes every so-manieth task. Bands wait for each other, so all must run at once: at most one
-    program a multiprocessor then."""
+    """Programs to launch for `tasks` independent tasks of `bands` programs each, which groups of
+    bands take in turns. Bands wait for each other, so all must run at once: at most one program a
+    multiprocessor then."""
     if device.type != "cuda":
         return bands * max(1, min(tasks, INTERPRETED_PROGRAMS))
     places = _multiprocessors(device) * (PROGRAMS_PER_MULTIPROCESSOR if bands == 1 else 1)
@@ -52,13 +62,18 @@ def programs_on(device: torch.device, tasks: int, bands: int) -> int:
 
 
 def pixel_strides(x: Tensor) -> tuple[int, int, int]:
-    """(image, pixel, channel) strides of x [B, C, H, W], whose rows follow one another."""
-    return x.stride(0), x.stride(3), x.stride(1)
+    """(image, pixel, channel) strides of x [B, C, H, W], whose pixels have one stride. In an
+    image one pixel wide that is the stride of rows; torch leaves the other at anything."""
+    image, channel, row, pixel = x.stride()
+    return image, pixel if x.shape[3] > 1 else row, channel
+
+
+_NOTHING = contextlib.nullcontext()
 
 
 def device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """Makes x's GPU current for a launch; nothing to do on the CPU."""
-    return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()
+    return torch.cuda.device(x.device) if x.device.type == "cuda" else _NOTHING
 
 
 def most_registers(num_warps: int) -> int:
@@ -67,67 +82,72 @@ def most_registers(num_warps: int) -> int:
     return min(255, REGISTER_FILE // (32 * num_warps))
 
 
-def launch_options(x: Tensor, tuning: StageTuning) -> dict[str, object]:
-    """Triton's own arguments of a launch. Cooperative where bands wait for each other, so that a
-    grid that could not run all at once is refused by the driver and never deadlocks."""
-    options: dict[str, object] = {
-        "INTERPRETED": interpreting(),
+@lru_cache(maxsize=1024)
+def sizes_of(
+    kernel: str, stage: Stage, dtype: torch.dtype, tuning: StageTuning, interpreted: bool
+) -> Sizes:
+    """What kernel "stage", "inversion" or "anderson" is compiled for."""
+    channels = padded_channels(stage.channels)
+    pixels = -(-stage.height // tuning.bands) * stage.width
+    block = 32 * tuning.num_warps * ELEMENTS_PER_THREAD[kernel] // channels
+    return Sizes(
+        C=stage.channels, CP=channels, N=padded_width(stage.hidden),
+        K1=padded_taps(channels), N3=padded_taps(stage.channels),
+        H=stage.height, W=stage.width, IMAGES=tuning.images, BANDS=tuning.bands,
+        BLOCK=min(block, next_power_of_2(pixels)), BLOCK_M=tuning.block_m,
+        BLOCK_N=tuning.block_n, BLOCK_K=tuning.block_k, PARTS=parts_of(dtype)[1],
+        INTERPRETED=interpreted,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How one kernel is launched for one shape of batch.
+
+    Attributes:
+        grid: number of programs. sizes: constexpr of the kernel. options: Triton's own arguments.
+        scratch: (dtype, count) of each kind of scratch memory: images [groups, buffers, IMAGES, C,
+            H, W] float32; activated [groups, 2, PARTS, IMAGES, H, W, CP] of the parts; partial
+            [programs, 9 C, STRIDE] float32; inner [programs, PARTS, BLOCK_M, N] of the parts;
+            sums [groups, SUMS, BANDS, IDS] float32. A group is the programs of an image.
+        groups: number of counters, one for each group.
+    """
+
+    grid: tuple[int]
+    sizes: Sizes
+    options: dict[str, Any]
+    scratch: tuple[tuple[torch.dtype, int], ...]
+    groups: int
+
+
+@lru_cache(maxsize=1024)
+def plan_of(
+    kernel: str,
+    stage: Stage,
+    dtype: torch.dtype,
+    batch: int,
+    device: torch.device,
+    tuning: StageTuning,
+) -> Plan:
+    """The plan of kernel "stage", "inversion" or "anderson" with given tiles."""
+    interpreted = interpreting()
+    sizes = sizes_of(kernel, stage, dtype, tuning, interpreted)
+    programs = programs_on(device, -(-batch // tuning.images), tuning.bands)
+    groups = programs // tuning.bands
+    part, count = parts_of(dtype)
+    options: dict[str, Any] = {
         "num_warps": tuning.num_warps,
         "num_stages": tuning.num_stages,
         "maxnreg": most_registers(tuning.num_warps),
     }
-    if tuning.bands > 1 and x.device.type == "cuda":
+    if tuning.bands > 1 and device.type == "cuda":
+        # A grid that could not run all at once is refused by the driver and never deadlocks.
         options["launch_cooperative_grid"] = True
-    return options
-
-
-def tile_constants(stage: Stage, dtype: torch.dtype, tuning: StageTuning) -> dict[str, object]:
-    """The constexpr arguments that the stage and inversion kernels share."""
-    channels = padded_channels(stage.channels)
-    pixels = -(-stage.height // tuning.bands) * stage.width
-    block = 32 * tuning.num_warps * ELEMENTS_PER_THREAD // channels
-    return {
-        "C": stage.channels, "CP": channels, "N": padded_width(stage.hidden),
-        "K1": padded_taps(channels), "N3": padded_taps(stage.channels),
-        "H": stage.height, "W": stage.width, "IMAGES": tuning.images, "BANDS": tuning.bands,
-        "BLOCK": min(block, next_power_of_2(pixels)), "BLOCK_M": tuning.block_m,
-        "BLOCK_N": tuning.block_n, "BLOCK_K": tuning.block_k, "PARTS": parts_of(dtype)[1],
-    }  # fmt: skip
-
-
-def allocate(
-    x: Tensor, packed: PackedBlocks, tuning: StageTuning, images: int, sums: int = 0
-) -> tuple[int, list[Tensor]]:
-    """Programs to launch for x, and their scratch memory.
-
-    Args:
-        x: [B, C, H, W].
-        packed: the blocks. tuning: tiles and bands.
-        images: float32 buffers that each image needs.
-        sums: float32 numbers that the bands tell each other of each image.
-
-    Returns:
-        The number of programs; per group of bands: images [images, IMAGES, C, H, W] float32,
-        activated [2, PARTS, IMAGES, H, W, CP] in the dtype of the parts; per program: partial
-        [9 C, pixels] float32, pixels = those of its rows and their halo, padded to tiles, and
-        inner [PARTS, BLOCK_M, N] like activated; counters [groups] int32, zero; sums [groups,
-        sums, BANDS, IMAGES padded] float32.
-    """
-    batch, channels, height, width = x.shape
-    bands = tuning.bands
-    programs = programs_on(x.device, -(-batch // tuning.images), bands)
-    groups = programs // bands
-    rows = -(-height // bands) + (2 if bands > 1 else 0)
-    pixels = -(-tuning.images * rows * width // tuning.block_m) * tuning.block_m
-    whole = groups * tuning.images * height * width
-    return programs, [
-        x.new_empty(images * whole * channels, dtype=torch.float32),
-        x.new_empty(2 * packed.parts * whole * padded_channels(channels), dtype=packed.w1.dtype),
-        x.new_empty(9 * programs * channels * pixels, dtype=torch.float32),
-        x.new_empty(
-            packed.parts * programs * tuning.block_m * padded_width(packed.hidden),
-            dtype=packed.w1.dtype,
-        ),
-        x.new_zeros(groups, dtype=torch.int32),
-        x.new_empty(sums * programs * next_power_of_2(tuning.images), dtype=torch.float32),
-    ]
+    scratch = (
+        (torch.float32, BUFFERS[kernel] * groups * sizes.SIZE),
+        (part, 2 * count * groups * sizes.PLANE),
+        (torch.float32, 9 * programs * sizes.C * sizes.STRIDE),
+        (part, count * programs * sizes.BLOCK_M * sizes.N),
+        (torch.float32, 0 if kernel == "stage" else SUMS * programs * sizes.IDS),
+    )
+    return Plan((programs,), sizes, options, scratch, groups)

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import streams
 from .reference import Block
 from .shapes import Stage, padded_channels, padded_taps, padded_width, parts_of
 
@@ -31,6 +33,7 @@ class PackedBlocks:
         b1, b2: [blocks, N]; b3: [blocks, C]; float32.
         leading: [blocks + 1] int32, 1 where a block begins with an ELU; the last entry is 0.
         leading_elu: the same as bools, for the host.
+        ready: when the tensors were filled, None on the CPU.
     """
 
     channels: int
@@ -44,9 +47,15 @@ class PackedBlocks:
     b3: Tensor
     leading: Tensor
     leading_elu: tuple[bool, ...]
+    ready: streams.Ready | None
 
     def __len__(self) -> int:
         return len(self.leading_elu)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """In the order in which kernels and operators take them."""
+        return self.w1, self.b1, self.w2, self.b2, self.w3, self.b3, self.leading
 
     def stage(self, x: Tensor) -> Stage:
         """The shape of these blocks applied to x [B, C, H, W]."""
@@ -105,6 +114,7 @@ def pack(blocks: Sequence[Block], dtype: torch.dtype) -> PackedBlocks:
         b3.float().contiguous(),
         torch.tensor([*flags, 0], dtype=torch.int32, device=w1.device),
         tuple(bool(flag) for flag in flags),
+        streams.mark(w1.device),
     )
 
 
@@ -136,37 +146,70 @@ def _split(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.stack(parts, dim=1)
 
 
-class PackCache:
-    """Remembers the packed form of recently used blocks, so that serving packs once.
+@dataclass
+class _Entry:
+    weights: list[Tensor]
+    versions: list[int]
+    packed: PackedBlocks
+    captured: bool
 
-    Entries hold the weights themselves, so an address cannot be reused while its entry lives; a
-    weight changed in place has another version and is packed anew (not one changed through
-    `.data`, which torch does not count). Tensors made in inference mode carry no version and are
-    packed at each call.
+
+class PackCache:
+    """Remembers the packed form of recently used blocks, so that calls with the same weights pack
+    them once. What serves prepares its blocks instead (`prepare`) and needs no cache.
+
+    An entry holds the weights themselves, so an address cannot be reused while it lives. A weight
+    changed in place has another version and the blocks are packed anew, in place of the old entry
+    (not one changed through `.data`, which torch does not count). Tensors made in inference mode
+    carry no version, so they are packed at each call.
+
+    CUDA graphs: blocks packed before a capture that uses them are kept for good, since the graph
+    reads them whenever it is replayed; blocks packed within a capture belong to the graph and are
+    not remembered, since they hold nothing until it is replayed. Streams: memory used on another
+    stream than it was packed on is recorded there, so it is not reused too early, and that stream
+    first waits for the packing.
     """
 
     def __init__(self, size: int = 64) -> None:
         self.size = size
-        self._entries: OrderedDict[
-            tuple[object, ...], tuple[list[Tensor], PackedBlocks]
-        ] = OrderedDict()  # fmt: skip
+        self._entries: OrderedDict[tuple[object, ...], _Entry] = OrderedDict()
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
     def get(self, blocks: Sequence[Block], dtype: torch.dtype) -> PackedBlocks:
         """`pack(blocks, dtype)`, from memory where nothing changed."""
-        tensors = [tensor for weights, _ in blocks for tensor in weights]
-        if any(tensor.is_inference() for tensor in tensors):
+        weights = [tensor for parts, _ in blocks for tensor in parts]
+        if any(tensor.is_inference() for tensor in weights):
             return pack(blocks, dtype)
+        versions = [tensor._version for tensor in weights]
         key = (
             dtype,
+            weights[0].device if weights else None,
             tuple(leading for _, leading in blocks),
-            tuple((tensor.data_ptr(), tensor.shape, tensor._version) for tensor in tensors),
+            tuple((tensor.data_ptr(), tensor.shape, tensor.stride()) for tensor in weights),
         )
-        entry = self._entries.get(key)
-        if entry is None:
-            entry = (tensors, pack(blocks, dtype))
-            self._entries[key] = entry
-            if len(self._entries) > self.size:
-                self._entries.popitem(last=False)
-        else:
-            self._entries.move_to_end(key)
-        return entry[1]
+        capturing = streams.capturing(weights[0].device)
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None and entry.versions == versions:
+                self._entries.move_to_end(key)
+                entry.captured |= capturing
+                streams.use(entry.packed.tensors, entry.packed.ready)
+                return entry.packed
+        packed = pack(blocks, dtype)
+        if not capturing:
+            with self._lock:
+                self._remember(key, _Entry(weights, versions, packed, False))
+        return packed
+
+    def _remember(self, key: tuple[object, ...], entry: _Entry) -> None:
+        replaced = self._entries.pop(key, None)
+        if replaced is not None and replaced.captured:
+            # Under a key of its own that no weights have.
+            self._entries[object(),] = replaced
+        self._entries[key] = entry
+        free = [key for key, entry in self._entries.items() if not entry.captured]
+        for oldest in free[: max(0, len(free) - self.size)]:
+            del self._entries[oldest]

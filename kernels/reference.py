@@ -139,15 +139,12 @@ def _invert_block(
     iterations = torch.zeros(batch, dtype=torch.int32, device=y.device)
     residual = torch.zeros(batch, dtype=torch.float32, device=y.device)
     rows = torch.arange(batch, device=y.device)
-    size = y.flatten(1).norm(dim=1)
     x = y
     before: tuple[Tensor, Tensor] | None = None
     for iteration in range(1, max_iter + 1):
         image = y - residual_branch(x, weights, leading_elu)
         step = image - x
-        relative = step.flatten(1).norm(dim=1) / (
-            image.flatten(1).norm(dim=1).maximum(size) + 1e-12
-        )
+        relative = _relative_step(step, image, y)
         x = image if not anderson or before is None else _anderson(image, step, *before)
         active = ~(relative <= tol)
         if iteration == max_iter or not bool(active.all()):
@@ -157,7 +154,7 @@ def _invert_block(
             residual[rows[ended]] = (
                 relative[ended].nan_to_num(nan=float("inf"), posinf=float("inf")).float()
             )
-            rows, y, size, x = rows[active], y[active], size[active], x[active]
+            rows, y, x = rows[active], y[active], x[active]
             image, step = image[active], step[active]
             if rows.numel() == 0:
                 break
@@ -165,14 +162,31 @@ def _invert_block(
     return result, iterations, residual
 
 
+def _relative_step(step: Tensor, image: Tensor, y: Tensor) -> Tensor:
+    """||step|| / max(||image||, ||y||), [B]: 0 where all are 0, not a number where one is not
+    finite."""
+    unit = _unit(image, y)
+    size = (image / unit).flatten(1).norm(dim=1).maximum((y / unit).flatten(1).norm(dim=1))
+    return (step / unit).flatten(1).norm(dim=1) / size.clamp_min(torch.finfo(y.dtype).tiny)
+
+
+def _unit(*tensors: Tensor) -> Tensor:
+    """The largest element of each image [B, 1, 1, 1], in whose unit sums of squares of it neither
+    overflow nor vanish."""
+    tiny = torch.finfo(tensors[0].dtype).tiny
+    units = [tensor.abs().amax(dim=(1, 2, 3), keepdim=True) for tensor in tensors]
+    return torch.stack(units).amax(dim=0).clamp_min(tiny)
+
+
 def _anderson(image: Tensor, step: Tensor, last_image: Tensor, last_step: Tensor) -> Tensor:
     """Mixes G(x_k) and G(x_{k-1}) so that the linearised residual is least, per image."""
-    change = (step - last_step).flatten(1)
-    flat = step.flatten(1)
+    unit = _unit(step, last_step)
+    flat, last = (step / unit).flatten(1), (last_step / unit).flatten(1)
+    change = flat - last
     diagonal = (change * change).sum(1) * (1 + ANDERSON_REGULARISATION) + 1e-30
     mix = (flat * change).sum(1) / diagonal
     # Safeguard: where the residual grew, the secant model is no good; take the plain step.
-    grew = ~(flat.norm(dim=1) <= last_step.flatten(1).norm(dim=1))
+    grew = ~(flat.norm(dim=1) <= last.norm(dim=1))
     mix = torch.where(grew, torch.zeros_like(mix), mix)
     return image - mix[:, None, None, None] * (image - last_image)
 

@@ -5,10 +5,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 # Rows and columns of packed 3x3 weights are padded to a multiple of this, so that any tile up to
 # it may be tuned.
 LARGEST_TILE = 64
+
+# Relative fixed-point step that each dtype can reach, with a margin of 4 over what was seen to be
+# reached (bfloat16 1.2e-4, float32 2.8e-8): asking for less would only run into the cap.
+REACHABLE_STEP = {
+    torch.float64: 1e-14,
+    torch.float32: 1e-7,
+    torch.float16: 1e-4,
+    torch.bfloat16: 5e-4,
+}
+
+
+def supported_dtype(dtype: torch.dtype, name: str) -> torch.dtype:
+    """dtype; ValueError naming the argument unless it is a floating one."""
+    if dtype not in REACHABLE_STEP:
+        raise ValueError(f"{name}: expected a floating dtype, got {dtype}")
+    return dtype
+
+
+def reachable_tolerance(tol: float, dtype: torch.dtype) -> float:
+    """tol, or what `dtype` can reach if that is more; ValueError unless tol is positive."""
+    if not tol > 0:
+        raise ValueError(f"tol: expected a positive relative step, got {tol}")
+    return max(tol, REACHABLE_STEP[dtype])
 
 
 @dataclass(frozen=True, order=True)
@@ -55,3 +79,78 @@ def parts_of(dtype: torch.dtype) -> tuple[torch.dtype, int]:
     """(dtype, number) of the parts that an operand of `dtype` is multiplied as: float32 as the sum
     of three bfloat16 numbers, half precisions as they are."""
     return (torch.bfloat16, 3) if dtype == torch.float32 else (dtype, 1)
+
+
+def pixelwise(x: Tensor) -> Tensor:
+    """x, copied to NCHW only if its pixels do not follow one another with one stride."""
+    dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+    return x if dense else x.contiguous()
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """All that a kernel of a stage is compiled for, its one constexpr beside switches.
+
+    Attributes:
+        C, CP: channels, and as padded in activations. N: hidden channels, padded.
+        K1, N3: padded rows of w1, columns of w3. H, W: the image.
+        IMAGES: whole images per program. BANDS: programs per image, each a band of rows.
+        BLOCK: pixels per tile outside the matrix products.
+        BLOCK_M: pixels, BLOCK_K: rows of w1, BLOCK_N: columns of w3 per tile of the products.
+        PARTS: numbers that make up an operand. INTERPRETED: whether Triton's interpreter runs it.
+    """
+
+    C: int
+    CP: int
+    N: int
+    K1: int
+    N3: int
+    H: int
+    W: int
+    IMAGES: int
+    BANDS: int
+    BLOCK: int
+    BLOCK_M: int
+    BLOCK_N: int
+    BLOCK_K: int
+    PARTS: int
+    INTERPRETED: bool
+
+    @property
+    def PIXELS(self) -> int:
+        return self.H * self.W
+
+    @property
+    def ROWS(self) -> int:
+        """Rows of a band; the last band may have fewer."""
+        return -(-self.H // self.BANDS)
+
+    @property
+    def HALO(self) -> int:
+        """Rows of each neighbouring band whose hidden layers a band computes too."""
+        return 1 if self.BANDS > 1 else 0
+
+    @property
+    def LOCAL(self) -> int:
+        """Rows of a band and its halo."""
+        return self.ROWS + 2 * self.HALO
+
+    @property
+    def STRIDE(self) -> int:
+        """Columns of partial products: the pixels of a program, padded to tiles."""
+        return -(-self.IMAGES * self.LOCAL * self.W // self.BLOCK_M) * self.BLOCK_M
+
+    @property
+    def SIZE(self) -> int:
+        """Numbers of a program's images."""
+        return self.IMAGES * self.C * self.PIXELS
+
+    @property
+    def PLANE(self) -> int:
+        """Numbers of one part of a program's activations."""
+        return self.IMAGES * self.PIXELS * self.CP
+
+    @property
+    def IDS(self) -> int:
+        """Entries of a table with one per image."""
+        return next_power_of_2(self.IMAGES)

@@ -21,17 +21,31 @@ import triton.language as tl
 
 
 @triton.jit
-def elu(value, INTERPRETED: tl.constexpr):
-    """In float32. exp2 as one instruction: the compiler's own guards against denormals, which the
-    subtraction of one drowns anyway; above zero it may overflow, and is not taken."""
+def elu(value, PARTS: tl.constexpr, INTERPRETED: tl.constexpr):
+    """In float32: value above zero, exp(value) - 1 below.
+
+    Near zero that difference would cancel, so there a Taylor polynomial is taken: of degree 6
+    where operands are float32 (it leaves 5e-8 of the value at -1/4), of degree 4 where they are
+    rounded to 16 bits (3e-5). Above zero both are computed and not taken; they may overflow.
+    """
     if INTERPRETED:
-        below = tl.exp(tl.minimum(value, 0.0))
+        value_below = tl.where(value > 0, 0.0, value)  # NumPy would warn of an overflow
+        power = tl.exp2(value_below * 1.4426950408889634)
     else:
-        below = tl.inline_asm_elementwise(
+        # One instruction: the compiler's own guards against denormals, which the subtraction of
+        # one drowns anyway.
+        value_below = value
+        power = tl.inline_asm_elementwise(
             "ex2.approx.ftz.f32 $0, $1;", "=f,f", [value * 1.4426950408889634],
             dtype=tl.float32, is_pure=True, pack=1,
         )  # fmt: skip
-    return tl.where(value > 0, value, below - 1.0)
+    if PARTS == 3:
+        tail = 1.0 / 24 + value_below * (1.0 / 120 + value_below * (1.0 / 720))
+    else:
+        tail = 1.0 / 24
+    series = 1.0 + value_below * (0.5 + value_below * (1.0 / 6 + value_below * tail))
+    below = tl.where(value > -0.25, value_below * series, power - 1.0)
+    return tl.where(value > 0, value, below)
 
 
 @triton.jit
@@ -92,13 +106,13 @@ def of_image(table, image, ids):
 
 
 @triton.jit
-def hidden_zero(index, count, TILES: tl.constexpr, UNIT: tl.constexpr):
+def hidden_zero(index, count, S: tl.constexpr):
     """0, since 0 <= index < count, but not to the compiler where a loop has few tiles: it would
     compute their places and masks before the loops around, and spill them."""
-    if TILES > 4:
+    if S.STRIDE // S.BLOCK_M > 4:
         return 0
     else:
-        return tl.multiple_of(index // count, UNIT)
+        return tl.multiple_of(index // count, S.BLOCK_M * S.BLOCK)
 
 
 @triton.jit
@@ -115,157 +129,161 @@ def meet(counter, arrivals, PROGRAMS: tl.constexpr):
 
 
 @triton.jit
-def convolve(
-    acc, source, offset, row, col, valid, weight, SOURCE_PLANE: tl.constexpr,
-    CP: tl.constexpr, N: tl.constexpr, K1: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
-    BLOCK_K: tl.constexpr, PARTS: tl.constexpr, INTERPRETED: tl.constexpr,
-):  # fmt: skip
+def leave(counter, arrivals, PROGRAMS: tl.constexpr):
+    """The last of PROGRAMS to come here, which all have met for the last time, sets the counter
+    back to zero, as the next launch needs it."""
+    if PROGRAMS > 1:
+        tl.debug_barrier()
+        if tl.atomic_add(counter, 1, sem="acq_rel") == arrivals + PROGRAMS - 1:
+            tl.store(counter, 0)
+
+
+@triton.jit
+def convolve(acc, source, offset, row, col, valid, weight, S: tl.constexpr):
     """acc [BLOCK_M, N] + the 3x3 convolution of activations [PARTS, pixels, CP] at some pixels.
 
     offset, row, col, valid: [BLOCK_M], the pixels' offsets in `source`, positions, existence.
     weight: [PARTS, K1, N], K1 = 9 CP padded, channels fastest within a tap.
     """
-    n = tl.arange(0, N)
-    for start in range(0, 9 * CP, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        tap = k // CP
+    n = tl.arange(0, S.N)
+    for start in range(0, 9 * S.CP, S.BLOCK_K):
+        k = start + tl.arange(0, S.BLOCK_K)
+        tap = k // S.CP
         down = tap // 3 - 1
         right = tap % 3 - 1
         below = row[:, None] + down[None, :]
         beside = col[:, None] + right[None, :]
         inside = (
-            valid[:, None] & (k < 9 * CP)[None, :]
-            & (below >= 0) & (below < H) & (beside >= 0) & (beside < W)
+            valid[:, None] & (k < 9 * S.CP)[None, :]
+            & (below >= 0) & (below < S.H) & (beside >= 0) & (beside < S.W)
         )  # fmt: skip
-        shift = (down * W + right) * CP + k % CP
+        shift = (down * S.W + right) * S.CP + k % S.CP
         at = source + offset[:, None] + shift[None, :]
         a = tl.load(at, mask=inside, other=0.0)
-        columns = weight + k[:, None] * N + n[None, :]
+        columns = weight + k[:, None] * S.N + n[None, :]
         b = tl.load(columns)
-        if PARTS == 3:
-            a1 = tl.load(at + SOURCE_PLANE, mask=inside, other=0.0)
-            a2 = tl.load(at + 2 * SOURCE_PLANE, mask=inside, other=0.0)
-            b1 = tl.load(columns + K1 * N)
-            b2 = tl.load(columns + 2 * K1 * N)
-            acc = multiply_parts(a, a1, a2, b, b1, b2, acc, INTERPRETED)
+        if S.PARTS == 3:
+            a1 = tl.load(at + S.PLANE, mask=inside, other=0.0)
+            a2 = tl.load(at + 2 * S.PLANE, mask=inside, other=0.0)
+            b1 = tl.load(columns + S.K1 * S.N)
+            b2 = tl.load(columns + 2 * S.K1 * S.N)
+            acc = multiply_parts(a, a1, a2, b, b1, b2, acc, S.INTERPRETED)
         else:
-            acc = multiply(a, b, acc, INTERPRETED)
+            acc = multiply(a, b, acc, S.INTERPRETED)
     return acc
 
 
 @triton.jit
-def multiply_rows(
-    acc, rows, weight, ROWS_PLANE: tl.constexpr,
-    N: tl.constexpr, BLOCK_K: tl.constexpr, INTERPRETED: tl.constexpr,
-):  # fmt: skip
+def multiply_rows(acc, rows, weight, S: tl.constexpr):
     """acc [BLOCK_M, N] + rows @ weight [N, N], both in three parts; rows: pointers [BLOCK_M]."""
-    n = tl.arange(0, N)
-    for start in range(0, N, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
+    n = tl.arange(0, S.N)
+    plane: tl.constexpr = S.BLOCK_M * S.N
+    for start in range(0, S.N, S.BLOCK_K):
+        k = start + tl.arange(0, S.BLOCK_K)
         at = rows[:, None] + k[None, :]
-        a, a1, a2 = tl.load(at), tl.load(at + ROWS_PLANE), tl.load(at + 2 * ROWS_PLANE)
-        columns = weight + k[:, None] * N + n[None, :]
-        b, b1, b2 = tl.load(columns), tl.load(columns + N * N), tl.load(columns + 2 * N * N)
-        acc = multiply_parts(a, a1, a2, b, b1, b2, acc, INTERPRETED)
+        a, a1, a2 = tl.load(at), tl.load(at + plane), tl.load(at + 2 * plane)
+        columns = weight + k[:, None] * S.N + n[None, :]
+        b = tl.load(columns)
+        b1, b2 = tl.load(columns + S.N * S.N), tl.load(columns + 2 * S.N * S.N)
+        acc = multiply_parts(a, a1, a2, b, b1, b2, acc, S.INTERPRETED)
     return acc
 
 
 @triton.jit
 def branch_products(
-    activated, partial, inner, w1, b1, w2, b2, w3, count, first_row, origin,
-    C: tl.constexpr, CP: tl.constexpr, N: tl.constexpr, K1: tl.constexpr, N3: tl.constexpr,
-    H: tl.constexpr, W: tl.constexpr, IMAGES: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    PARTS: tl.constexpr, INTERPRETED: tl.constexpr,
-):  # fmt: skip
-    """partial <- W3[tap] elu(W2 elu(W1 * a + b1) + b2) for every pixel of ROWS rows and every tap.
+    activated, partial, inner, w1, b1, w2, b2, w3, block, count, first_row, origin, S: tl.constexpr
+):
+    """partial <- W3[tap] elu(W2 elu(W1 * a + b1) + b2) of a block, for every pixel of LOCAL rows
+    and every tap.
 
-    activated: [PARTS, IMAGES, H, W, CP]. partial: [9 C, IMAGES ROWS W padded to BLOCK_M] float32;
-    what is stored for pixels outside the image is never read. inner: [PARTS, BLOCK_M, N], used for
-    hidden layers in three parts, which would not fit into registers beside the next weights.
-    origin: `hidden_zero`. BLOCK_K: rows of the first convolution's weights, BLOCK_N: columns of
-    the last one's, that are multiplied at a time.
+    activated: [PARTS, IMAGES, H, W, CP]. partial: [9 C, STRIDE] float32; what is stored for pixels
+    outside the image is never read. inner: [PARTS, BLOCK_M, N], used for hidden layers in three
+    parts, which would not fit into registers beside the next weights. w1 to w3: of all blocks.
+    origin: `hidden_zero`.
     """
-    TOTAL: tl.constexpr = IMAGES * ROWS * W
-    STRIDE: tl.constexpr = (TOTAL + BLOCK_M - 1) // BLOCK_M * BLOCK_M
-    k = tl.arange(0, N)
-    for start in range(origin, TOTAL, BLOCK_M):
-        m = start + tl.arange(0, BLOCK_M)
-        image = m // (ROWS * W)
-        row = first_row + (m // W) % ROWS
-        col = m % W
-        valid = (image < count) & (row >= 0) & (row < H)
-        offset = (image * (H * W) + row * W + col) * CP
-        acc = tl.zeros([BLOCK_M, N], dtype=tl.float32) + tl.load(b1 + k)[None, :]
-        acc = convolve(
-            acc, activated, offset, row, col, valid, w1, IMAGES * H * W * CP,
-            CP, N, K1, H, W, BLOCK_K, PARTS, INTERPRETED,
-        )  # fmt: skip
-        layer = elu(acc, INTERPRETED)
-        acc = tl.zeros([BLOCK_M, N], dtype=tl.float32) + tl.load(b2 + k)[None, :]
-        if PARTS == 3 and N > 32:  # narrower ones do fit
-            rows = inner + (m - start) * N
+    w1 += block * (S.PARTS * S.K1 * S.N)
+    w2 += block * (S.PARTS * S.N * S.N)
+    w3 += block * (S.PARTS * S.N * S.N3)
+    k = tl.arange(0, S.N)
+    for start in range(origin, S.IMAGES * S.LOCAL * S.W, S.BLOCK_M):
+        m = start + tl.arange(0, S.BLOCK_M)
+        image = m // (S.LOCAL * S.W)
+        row = first_row - S.HALO + (m // S.W) % S.LOCAL
+        col = m % S.W
+        valid = (image < count) & (row >= 0) & (row < S.H)
+        offset = (image * S.PIXELS + row * S.W + col) * S.CP
+        acc = tl.full([S.BLOCK_M, S.N], 0, tl.float32) + tl.load(b1 + block * S.N + k)[None, :]
+        acc = convolve(acc, activated, offset, row, col, valid, w1, S)
+        layer = elu(acc, S.PARTS, S.INTERPRETED)
+        acc = tl.full([S.BLOCK_M, S.N], 0, tl.float32) + tl.load(b2 + block * S.N + k)[None, :]
+        if S.PARTS == 3 and S.N > 32:  # narrower ones do fit
+            rows = inner + (m - start) * S.N
             places = rows[:, None] + k[None, :]
             first = layer.to(w2.dtype.element_ty)
             second, third = lesser_parts(layer, first)
             tl.store(places, first)
-            tl.store(places + BLOCK_M * N, second)
-            tl.store(places + 2 * BLOCK_M * N, third)
+            tl.store(places + S.BLOCK_M * S.N, second)
+            tl.store(places + 2 * S.BLOCK_M * S.N, third)
             tl.debug_barrier()
-            acc = multiply_rows(acc, rows, w2, BLOCK_M * N, N, BLOCK_K, INTERPRETED)
+            acc = multiply_rows(acc, rows, w2, S)
             tl.debug_barrier()
         else:
-            square = w2 + k[:, None] * N + k[None, :]
-            acc = multiply_layer(layer, square, acc, N * N, PARTS, INTERPRETED)
-        layer = elu(acc, INTERPRETED)
-        for begin in range(0, 9 * C, BLOCK_N):
-            n = begin + tl.arange(0, BLOCK_N)
-            weight = w3 + k[:, None] * N3 + n[None, :]
-            products = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
-            products = multiply_layer(layer, weight, products, N * N3, PARTS, INTERPRETED)
-            at = n[None, :] * STRIDE + m[:, None]
-            tl.store(partial + at, products, mask=(n < 9 * C)[None, :])
+            square = w2 + k[:, None] * S.N + k[None, :]
+            acc = multiply_layer(layer, square, acc, S.N * S.N, S.PARTS, S.INTERPRETED)
+        layer = elu(acc, S.PARTS, S.INTERPRETED)
+        for begin in range(0, 9 * S.C, S.BLOCK_N):
+            n = begin + tl.arange(0, S.BLOCK_N)
+            weight = w3 + k[:, None] * S.N3 + n[None, :]
+            products = tl.full([S.BLOCK_M, S.BLOCK_N], 0, tl.float32)
+            products = multiply_layer(
+                layer, weight, products, S.N * S.N3, S.PARTS, S.INTERPRETED
+            )  # fmt: skip
+            at = n[None, :] * S.STRIDE + m[:, None]
+            tl.store(partial + at, products, mask=(n < 9 * S.C)[None, :])
 
 
 @triton.jit
-def branch_sums(
-    partial, bias, q, row, col, valid,
-    C: tl.constexpr, CP: tl.constexpr, H: tl.constexpr, W: tl.constexpr, STRIDE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
+def branch_sums(partial, bias, image, local, row, col, valid, S: tl.constexpr):
     """F(x) at BLOCK pixels, [BLOCK, CP]: what their neighbours hold for them, added up.
 
-    q, row, col, valid: [BLOCK], the pixels' columns in partial [9 C, STRIDE], positions, existence.
+    bias: the block's [C]. local, row, col, valid: [BLOCK], the pixels' places in the band,
+    positions, existence.
     """
-    c = tl.arange(0, CP)
-    value = tl.load(bias + c, mask=c < C, other=0.0)
-    acc = tl.zeros([BLOCK, CP], dtype=tl.float32) + value[None, :]
+    c = tl.arange(0, S.CP)
+    q = (image * S.LOCAL + S.HALO) * S.W + local
+    value = tl.load(bias + c, mask=c < S.C, other=0.0)
+    acc = tl.full([S.BLOCK, S.CP], 0, tl.float32) + value[None, :]
     for tap in tl.static_range(9):
         down = tap // 3 - 1
         right = tap % 3 - 1
         inside = (
             valid
-            & (row + down >= 0) & (row + down < H)
-            & (col + right >= 0) & (col + right < W)
+            & (row + down >= 0) & (row + down < S.H)
+            & (col + right >= 0) & (col + right < S.W)
         )  # fmt: skip
-        at = (tap * C + c)[None, :] * STRIDE + (q + (down * W + right))[:, None]
-        acc += tl.load(partial + at, mask=inside[:, None] & (c < C)[None, :], other=0.0)
+        at = (tap * S.C + c)[None, :] * S.STRIDE + (q + (down * S.W + right))[:, None]
+        acc += tl.load(partial + at, mask=inside[:, None] & (c < S.C)[None, :], other=0.0)
     return acc
 
 
 @triton.jit
-def activate(
-    value, activated, pixel, mask, begins_with_elu, PLANE: tl.constexpr,
-    CP: tl.constexpr, PARTS: tl.constexpr, INTERPRETED: tl.constexpr,
-):  # fmt: skip
-    """activated [PARTS, pixels, CP], PLANE between parts, <- the parts of elu(value), or of value
-    [BLOCK, CP], whose padded channels are zero. mask: [BLOCK, 1]."""
-    c = tl.arange(0, CP)
-    value = tl.where(begins_with_elu, elu(value, INTERPRETED), value)
-    at = (pixel * CP)[:, None] + c[None, :]
+def activate(value, activated, image, pixel, mask, begins_with_elu, S: tl.constexpr):
+    """activated [PARTS, IMAGES, H, W, CP] <- the parts of elu(value), or of value [BLOCK, CP],
+    whose padded channels are zero, at some pixels of an image. mask: [BLOCK, 1]."""
+    c = tl.arange(0, S.CP)
+    value = tl.where(begins_with_elu, elu(value, S.PARTS, S.INTERPRETED), value)
+    at = image * (S.PIXELS * S.CP) + (pixel * S.CP)[:, None] + c[None, :]
     first = value.to(activated.dtype.element_ty)
     tl.store(activated + at, first, mask=mask)
-    if PARTS == 3:
+    if S.PARTS == 3:
         second, third = lesser_parts(value, first)
-        tl.store(activated + PLANE + at, second, mask=mask)
-        tl.store(activated + 2 * PLANE + at, third, mask=mask)
+        tl.store(activated + S.PLANE + at, second, mask=mask)
+        tl.store(activated + 2 * S.PLANE + at, third, mask=mask)
+
+
+@triton.jit
+def band_pixels(first_row, start, S: tl.constexpr):
+    """(place in the band, place in the image, existence) of BLOCK pixels from `start`."""
+    local = start + tl.arange(0, S.BLOCK)
+    pixel = first_row * S.W + local
+    return local, pixel, (local < S.ROWS * S.W) & (pixel < S.PIXELS)

@@ -77,6 +77,67 @@ class StageTuning:
     bands: int = 1
 
 
+def tensor_cores(capability: int) -> str:
+    """The matrix instruction that Triton emits for a compute capability: "wgmma" for 9.x,
+    "tcgen05" for 10.x and 11.x, "mma" for the others, 12.x among them."""
+    return {9: "wgmma", 10: "tcgen05", 11: "tcgen05"}.get(capability // 10, "mma")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Tiles for the calls it fits; of rules that fit, the later ones count.
+
+    Attributes:
+        tiles: fields of StageTuning. why: what decided.
+        cores: a matrix instruction. exact: float32, in three parts. wide: above 64 hidden
+            channels. few: no more images than multiprocessors. channels: at most so many, as
+            padded. hidden: at most so many. stage: this one only. None fits all.
+    """
+
+    tiles: dict[str, int]
+    why: str
+    cores: str | None = None
+    exact: bool | None = None
+    wide: bool | None = None
+    few: bool | None = None
+    channels: int = LARGEST_CHANNELS
+    hidden: int = LARGEST_HIDDEN
+    stage: Stage | None = None
+
+    def fits(self, stage: Stage, exact: bool, cores: str, few: bool) -> bool:
+        return (
+            self.cores in (None, cores)
+            and self.exact in (None, exact)
+            and self.wide in (None, stage.hidden > 64)
+            and self.few in (None, few)
+            and padded_channels(stage.channels) <= self.channels
+            and stage.hidden <= self.hidden
+            and self.stage in (None, stage)
+        )
+
+
+# Without them something spills, unless a reason is given.
+RULES = (
+    Rule({"block_m": 64, "block_k": 64, "block_n": 64, "num_warps": 4, "num_stages": 2}, "default"),
+    Rule({"num_warps": 8}, "a tile's hidden layer fits the registers", wide=True),
+    Rule({"block_m": 128}, "wgmma takes 64 rows from each 4 warps", cores="wgmma", wide=True),
+    Rule({"block_k": 32}, "tensor memory", cores="tcgen05", wide=True),
+    Rule({"block_k": 32, "block_n": 32}, "three parts of each operand", exact=True),
+    Rule({"block_k": 16}, "", exact=True, wide=True),
+    Rule({"block_k": 16}, "fragments of mma are registers", cores="mma", exact=True),
+    Rule({"block_n": 16}, "", cores="mma", exact=True, wide=True),
+    Rule({"block_k": 64}, "nine taps at once", cores="wgmma", exact=True, channels=4, hidden=32),
+    Rule({"block_k": 16}, "nine taps of one channel are sixteen", channels=1),
+    Rule({"num_stages": 3}, "shared memory allows it", exact=False, channels=4),
+    Rule({"num_stages": 1}, "a pipeline of the inversion spills 16 bytes with 64 hidden channels, "
+         "and overflows tensor memory with more, for which Triton 3.7 emits a trap",
+         cores="tcgen05", exact=True),
+    Rule({"num_stages": 2}, "there it does not", cores="tcgen05", exact=True, hidden=32),
+    Rule({"num_stages": 1}, "Triton 3.6 spills 56 bytes for a pipeline",
+         cores="wgmma", exact=True, few=False, stage=Stage(16, 7, 7, 96)),
+)  # fmt: skip
+
+
 def default_stage_tuning(
     stage: Stage, dtype: torch.dtype, capability: int = 90, bands: int = 1, few: bool = False
 ) -> StageTuning:
@@ -88,32 +149,14 @@ def default_stage_tuning(
         bands: programs for each image.
         few: whether there are no more images than multiprocessors, so that each gets its own.
     """
-    exact, wide, generation = dtype == torch.float32, stage.hidden > 64, capability // 10
-    hopper, older = generation == 9, generation < 9
-    # wgmma takes 64 rows from each 4 warps; elsewhere wide tiles of 128 rows spill.
-    block_m = 128 if wide and hopper else 64
-    block_k = 32 if exact or (wide and not (hopper or older)) else 64
-    if stage.channels == 1 or (exact and (wide or older)):
-        block_k = 16
-    elif exact and hopper and padded_channels(stage.channels) == 4 and stage.hidden <= 32:
-        block_k = 64  # all nine taps at once
-    block_n = 32 if exact else 64
-    if exact and wide and older:
-        block_n = 16
-    num_stages = 3 if stage.channels <= 4 and not exact else 2
-    if exact and wide and not (hopper or older):
-        num_stages = 1  # a pipeline overflows tensor memory, for which Triton 3.7 emits a trap
-    if exact and hopper and stage == Stage(16, 7, 7, 96) and not few:
-        num_stages = 1  # Triton 3.6 spills 56 bytes for a pipeline
-    return StageTuning(
-        images=1 if few else max(1, block_m // (stage.height * stage.width)),
-        block_m=block_m,
-        block_k=block_k,
-        block_n=min(block_n, padded_width(9 * stage.channels)),
-        num_warps=8 if wide else 4,
-        num_stages=num_stages,
-        bands=bands,
-    )
+    exact, cores = dtype == torch.float32, tensor_cores(capability)
+    tiles: dict[str, int] = {}
+    for rule in RULES:
+        if rule.fits(stage, exact, cores, few):
+            tiles |= rule.tiles
+    tiles["block_n"] = min(tiles["block_n"], padded_width(9 * stage.channels))
+    images = 1 if few else max(1, tiles["block_m"] // (stage.height * stage.width))
+    return StageTuning(images=images, bands=bands, **tiles)
 
 
 def _interpreted(stage: Stage, dtype: torch.dtype) -> StageTuning:
@@ -133,13 +176,16 @@ def bands_for(stage: Stage, batch: int, multiprocessors: int) -> int:
 
     Each band also computes the hidden layers of its neighbours' nearest rows, so a band is no
     thinner than two rows, nor than what fills a tile of 64 pixels together with those; 1 where
-    that leaves nothing to share.
+    that leaves nothing to share. From there rows double, since each number of them is a kernel to
+    compile, and a band of 4 + 2 rows costs but a fifth more than one of 3 + 2.
     """
     least = max(2, -(-64 // stage.width) - 2)
     bands = min(multiprocessors // max(1, batch), -(-stage.height // least))
     if bands < 2 or stage.height <= least + 2:
         return 1
-    rows = -(-stage.height // bands)
+    rows = least
+    while rows * bands < stage.height:
+        rows *= 2
     return -(-stage.height // rows)
 
 
@@ -148,7 +194,8 @@ def _measured() -> dict[str, Any]:
     return json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
 
 
-def _entry(card: Card, kernel: str, stage: Stage, dtype: torch.dtype) -> dict[str, Any]:
+def measured_entry(card: Card, kernel: str, stage: Stage, dtype: torch.dtype) -> dict[str, Any]:
+    """What was measured of a kernel on a card, {} where nothing was."""
     key = f"{kernel} {stage} {str(dtype).removeprefix('torch.')}"
     return dict(_measured().get(card.name, {}).get(key, {}))
 
@@ -163,16 +210,4 @@ def stage_tuning(
     bands = bands_for(stage, batch, card.multiprocessors)
     default = default_stage_tuning(stage, dtype, card.capability, bands, few)
     name = f"{kernel} of few" if few else kernel
-    return replace(default, **_entry(card, name, stage, dtype).get("tuning", {}))
-
-
-def measured_faster(kernel: str, stage: Stage, dtype: torch.dtype, batch: int, card: Card) -> bool:
-    """Whether a receipt shows the kernel to beat the best torch path on this card.
-
-    Args:
-        kernel: "forward" or "inversion".
-        stage, dtype, batch: the call.
-        card: where.
-    """
-    batches = _entry(card, kernel, stage, dtype).get("faster_at_batch", [])
-    return any(low <= batch <= high for low, high in batches)
+    return replace(default, **measured_entry(card, name, stage, dtype).get("tuning", {}))

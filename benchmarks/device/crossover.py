@@ -10,6 +10,7 @@ from codedinv.kernels import testing
 from codedinv.kernels.reference import Block
 from torch import Tensor
 
+from codedinv import kernels
 from codedinv.nn import functional
 
 from .options import Options
@@ -30,6 +31,7 @@ def measure_crossover(options: Options) -> None:
     timer = Timer(options.rehearse, BUDGET_MS)
     for stage, _ in options.network.stages:
         blocks = testing.cast(testing.draw_blocks(stage, BLOCKS), options.dtype)
+        handle = kernels.prepare(blocks)
         for kernel in ("stage", "inversion"):
             for batch in options.batches:
                 row: dict[str, Any] = {"kernel": kernel, "stage": str(stage), "batch": batch}
@@ -44,16 +46,21 @@ def measure_crossover(options: Options) -> None:
                     ("eager_channels_last", wide, "torch"),
                 )
                 for name, images, backend in forms:
-                    run = partial(call, kernel, blocks, options.tolerance, images, backend)
+                    run = partial(call, kernel, blocks, handle, options.tolerance, images, backend)
                     attempt(row, name, partial(timer, run))
                 out.add(row)
 
 
 @torch.no_grad()
 def call(
-    kernel: str, blocks: list[Block], tolerance: float, images: Tensor, backend: functional.Backend
+    kernel: str,
+    blocks: list[Block],
+    handle: kernels.PreparedBlocks,
+    tolerance: float,
+    images: Tensor,
+    backend: functional.Backend,
 ) -> object:
-    """What a user of `functional` calls."""
+    """What a network calls."""
     if kernel == "stage":
-        return functional.residual_blocks(images, blocks, backend)
-    return functional.invert(images, blocks, tolerance, 100, backend)
+        return functional.residual_blocks(images, blocks, backend, lambda: handle)
+    return functional.invert(images, blocks, tolerance, 100, backend, lambda: handle)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,8 @@ from codedinv.kernels.tuning import Stage
 from torch import Tensor
 
 Blocks = list[list[Block]]
-RunStage = Callable[[Tensor, list[Block]], Tensor]
+# A stage is its blocks, or a handle of them.
+RunStage = Callable[[Tensor, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,14 @@ def draw_images(network: Network, batch: int, dtype: torch.dtype) -> Tensor:
     return testing.draw_images(network.stages[0][0], batch).to(testing.DEVICE, dtype)
 
 
-def forward(x: Tensor, blocks: Blocks, run: RunStage) -> Tensor:
+def forward(x: Tensor, blocks: Sequence[Any], run: RunStage) -> Tensor:
     """All stages, each by `run`."""
     for index, stage in enumerate(blocks):
         x = run(F.pixel_unshuffle(x, 2) if index else x, stage)
     return x
 
 
-def inverse(z: Tensor, blocks: Blocks, run: RunStage) -> Tensor:
+def inverse(z: Tensor, blocks: Sequence[Any], run: RunStage) -> Tensor:
     """All stages from the last, each by `run`."""
     for index in reversed(range(len(blocks))):
         z = run(z, blocks[index])

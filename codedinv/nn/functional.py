@@ -7,7 +7,7 @@ while gradients or autocast are on; everything else runs in torch. "torch" and "
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -19,6 +19,7 @@ from codedinv.kernels import reference
 Backend = Literal["auto", "torch", "triton"]
 BlockWeights = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 Block = tuple[BlockWeights, bool]
+Prepared = Callable[[], kernels.PreparedBlocks] | None
 
 # Relative fixed-point step that torch reaches with a margin when x itself is kept in the dtype.
 # The kernels keep x in float32 and have limits of their own (kernels.reachable_tolerance).
@@ -50,17 +51,33 @@ def residual_block(
     return residual_blocks(x, [(weights, leading_elu)], backend)
 
 
-def residual_blocks(x: Tensor, blocks: Sequence[Block], backend: Backend = "auto") -> Tensor:
-    """`residual_block` for several blocks of one shape, in order; a kernel may fuse them."""
+def residual_blocks(
+    x: Tensor, blocks: Sequence[Block], backend: Backend = "auto", prepared: Prepared = None
+) -> Tensor:
+    """`residual_block` for several blocks of one shape, in order; a kernel may fuse them.
+
+    Args:
+        x, backend: as in `residual_block`. blocks: (weights, leading_elu) in order.
+        prepared: gives `kernels.prepare(blocks)`, asked only where a kernel runs that needs neither
+            gradients nor tracing; without it the weights are packed or looked up at each call.
+    """
     if chosen_backend("forward", x, blocks, backend) == "triton":
-        fused: Tensor = kernels.residual_blocks(x, blocks)
+        if prepared is None or _needs_operator(x, blocks):
+            fused: Tensor = kernels.residual_blocks(x, blocks)
+        else:
+            fused = prepared()(x)
         return fused
     plain: Tensor = reference.residual_blocks(x, blocks)
     return plain
 
 
 def invert(
-    y: Tensor, blocks: Sequence[Block], tol: float, max_iter: int, backend: Backend = "auto"
+    y: Tensor,
+    blocks: Sequence[Block],
+    tol: float,
+    max_iter: int,
+    backend: Backend = "auto",
+    prepared: Prepared = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Finds x with blocks(x) = y, each image by its own fixed point.
 
@@ -71,6 +88,7 @@ def invert(
             reaches.
         max_iter: iterations an image may spend on one block.
         backend: "torch", "triton" or "auto".
+        prepared: as in `residual_blocks`.
 
     Returns:
         x like y; iterations [B] int64, summed over blocks; residual [B] float32, the largest last
@@ -81,7 +99,10 @@ def invert(
     """
     if chosen_backend("inversion", y, blocks, backend) == "triton":
         tolerance = kernels.reachable_tolerance(tol, y.dtype)
-        x, iterations, residual = kernels.invert_detailed(y, blocks, tolerance, max_iter)
+        if prepared is None or _needs_operator(y, blocks):
+            x, iterations, residual = kernels.invert_detailed(y, blocks, tolerance, max_iter)
+        else:
+            x, iterations, residual = prepared().invert(y, tolerance, max_iter)
     else:
         tolerance = max(tol, REACHABLE_STEP[y.dtype])
         x, iterations, residual = reference.invert(y, blocks, tolerance, max_iter)
@@ -115,6 +136,15 @@ def chosen_backend(
     card = kernels.card_of(x.device)
     faster = kernels.measured_faster(kernel, stage, x.dtype, x.shape[0], card)
     return "triton" if faster else "torch"
+
+
+def _needs_operator(x: Tensor, blocks: Sequence[Block]) -> bool:
+    """Whether a call must go by the operator that sees the weights: to be differentiated, traced
+    or exported."""
+    return torch.compiler.is_compiling() or (
+        torch.is_grad_enabled()
+        and (x.requires_grad or any(t.requires_grad for weights, _ in blocks for t in weights))
+    )
 
 
 def _needs_torch(x: Tensor, weights: BlockWeights) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from codedinv.errors import NotConverged
 from codedinv.nn import functional
+from codedinv.nn.handles import StageHandles
 from codedinv.nn.lipschitz import NormCertificate, bake_operator_norm, bound_operator_norm
 
 
@@ -189,6 +191,9 @@ class IResNet(nn.Module):
         config: see IResNetConfig.
         bounded: True in training (spectral-norm parametrization), False for baked weights.
         backend: of baked forwards and all inverses, see codedinv.nn.functional.
+
+    Attributes:
+        handles: the stages of a baked network as the kernels take them.
     """
 
     def __init__(
@@ -201,6 +206,7 @@ class IResNet(nn.Module):
         self.config = config
         self.bounded = bounded
         self.backend = backend
+        self.handles = StageHandles()
         channels, height, width = config.input_shape
         height, width = height + 2 * config.padding, width + 2 * config.padding
         layers: list[nn.Module] = [Normalise(config.mean, config.std, config.padding)]
@@ -248,12 +254,13 @@ class IResNet(nn.Module):
         return runs
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer, stage in self._runs():
+        for index, (layer, stage) in enumerate(self._runs()):
             if not stage:
                 x = layer(x)
             elif self._takes_kernels(x, stage):
                 pairs = [(block.weights, block.leading_elu) for block in stage]
-                x = functional.residual_blocks(x, pairs, "triton")
+                prepared = partial(self.handles.get, index, pairs, x)
+                x = functional.residual_blocks(x, pairs, "triton", prepared)
             else:
                 for block in stage:
                     x = block(x)
@@ -295,10 +302,13 @@ class IResNet(nn.Module):
         iterations = torch.zeros(batch, dtype=torch.int64, device=z.device)
         residual = torch.zeros(batch, device=z.device)
         converged = torch.ones(batch, dtype=torch.bool, device=z.device)
-        for layer, stage in reversed(self._runs()):
+        for index, (layer, stage) in reversed(list(enumerate(self._runs()))):
             if stage:
                 pairs = [(block.weights, block.leading_elu) for block in stage]
-                z, steps, step, done = functional.invert(z, pairs, tol, max_iter, self.backend)
+                prepared = None if self.bounded else partial(self.handles.get, index, pairs, z)
+                z, steps, step, done = functional.invert(
+                    z, pairs, tol, max_iter, self.backend, prepared
+                )
                 iterations += steps
                 residual = torch.maximum(residual, step.to(residual.dtype))
                 converged &= done

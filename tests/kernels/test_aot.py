@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-SHARED_LIMIT_KIB = {80: 163, 90: 227, 100: 227}
+SHARED_LIMIT_KIB = {80: 163, 90: 227, 100: 227, 120: 99}
 
 # A subset that meets each kernel, each way through it and each target; the rest is marked slow.
 QUICK = [
@@ -23,6 +23,7 @@ QUICK = [
     ("stage", "16@7x7/96", "float32", 100),
     ("inversion", "12@16x16/64", "bfloat16", 80),
     ("stage of few", "48@8x8/128", "float32", 80),
+    ("inversion", "12@16x16/64", "float32", 120),
     ("power", "4@14x14/32", "float32", 90),
 ]
 FOR_MANY = ("stage", "inversion", "anderson")
@@ -53,7 +54,7 @@ def check(resources: dict[str, Any]) -> None:
     """No spills, shared memory within the card's limit, the tensor cores of its generation."""
     assert resources["stack_bytes"] == resources["local_bytes"] == 0, resources
     assert resources["shared_bytes"] <= SHARED_LIMIT_KIB[resources["arch"]] * 1024, resources
-    wanted = {80: {"mma"}, 90: {"wgmma"}, 100: {"tcgen05", "mma"}}[resources["arch"]]
+    wanted = {80: {"mma"}, 90: {"wgmma"}, 100: {"tcgen05", "mma"}, 120: {"mma"}}[resources["arch"]]
     assert wanted & resources["tensor_core"].keys(), resources
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +17,12 @@ from codedinv.kernels.testing import relative_error as error_of
 from codedinv.kernels.tuning import Stage
 from torch import Tensor
 
+import codedinv
+
 # Three bands of a 7x7 image: 3, 3 and 1 rows.
 STAGE = Stage(4, 7, 7, 32)
 BANDS = 3
-SCRATCH = 6
+SCRATCH = 5
 
 
 def tiles(dtype: torch.dtype) -> tuning.StageTuning:
@@ -55,13 +58,15 @@ def run_together(
     }  # fmt: skip
     torch.save(job, folder / "job.pt")
     for name in [*(f"scratch{i}" for i in range(SCRATCH)), "out", "iterations", "residual"]:
-        # NaN wherever a float is read that nobody wrote; the counters begin at zero.
-        content = b"\0" if name == "scratch4" else b"\xff"
-        (folder / name).write_bytes(content * (1 << 20))
+        # NaN wherever a float is read that nobody wrote.
+        (folder / name).write_bytes(b"\xff" * (1 << 20))
+    (folder / "counters").write_bytes(bytes(1 << 10))
     script = Path(__file__).with_name("one_program.py")
     command = [sys.executable, "-W", "ignore", str(script), str(folder)]
+    # A script looks for modules beside itself, not in the working directory as this process may.
+    environment = {**os.environ, "PYTHONPATH": str(Path(codedinv.__file__).parents[1])}
     programs = [
-        subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True, env=environment)
         for rank in range(groups * BANDS)
     ]
     try:
@@ -72,6 +77,9 @@ def run_together(
         for program in programs:
             program.kill()
             program.wait()
+
+    # As the next launch needs them: whoever leaves last resets them.
+    assert not any((folder / "counters").read_bytes())
 
     def read(name: str, size: int, dtype: torch.dtype) -> Tensor:
         return torch.from_file(str(folder / name), size=size, dtype=dtype)

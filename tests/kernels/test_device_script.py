@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from codedinv.kernels import tuning
+from codedinv.kernels import gate, tuning
 from codedinv.kernels.shapes import LARGEST_TILE
 from codedinv.kernels.tuning import Card, Stage, StageTuning
 
@@ -221,7 +221,7 @@ def test_auto_takes_a_kernel_where_it_beat_every_form_of_torch(
     write(tmp_path, "crossover-cifar-bfloat16", rows)
     adopted(tmp_path, monkeypatch)
     arguments = (STAGE, torch.bfloat16)
-    won = [n for n in times if tuning.measured_faster("forward", *arguments, n, CARD)]
+    won = [n for n in times if gate.measured_faster("forward", *arguments, n, CARD)]
     assert won == [1, 64]
 
 

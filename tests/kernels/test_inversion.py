@@ -107,7 +107,9 @@ def test_the_tiles_of_a_card_give_the_same_answers(
     assert (iterations - steps).abs().max() <= 1
 
 
+@pytest.mark.usefixtures("products_in_fixed_order")
 def test_an_image_is_answered_the_same_whoever_shares_its_tile() -> None:
+    """Bit for bit: the kernel's order of work for an image knows nothing of its neighbours."""
     y, blocks = draw(PACKED, 3)
     # Neighbours of other sizes need other numbers of iterations.
     y *= torch.tensor([1.0, 1000.0, 0.01], device=DEVICE)[:, None, None, None]
@@ -130,13 +132,13 @@ def test_a_block_that_is_no_contraction_is_flagged_and_not_looped_for_ever() -> 
 def test_an_image_that_diverges_to_infinity_does_not_spoil_its_neighbours() -> None:
     y, blocks = draw(PACKED, 3, blocks=2)
     y[1] = float("inf")
-    x, iterations, residual = invert_detailed(y, blocks, max_iter=30)
+    x, iterations, residual = invert_detailed(y, blocks, max_iter=15)
     good = torch.tensor([0, 2], device=DEVICE)
-    expected, _, _ = reference.invert(y[good].double(), exact(blocks), 1e-5, 30)
+    expected, _, _ = reference.invert(y[good].double(), exact(blocks), 1e-5, 15)
     assert relative_error(x[good], expected) < 3e-5
     assert residual[1, 1] == float("inf")
     # The failed image is not tried on the block before.
-    assert iterations[1].tolist() == [0, 30]
+    assert iterations[1].tolist() == [0, 15]
     assert (residual[good] <= 1e-5).all()
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
 import pytest
 import torch
-from codedinv.kernels import reference
+from codedinv.kernels import reference, streams
 from codedinv.kernels.packing import PackCache, pack
 from codedinv.kernels.testing import DEVICE, cast, draw_blocks, draw_images, relative_error
 from codedinv.kernels.tuning import Stage
@@ -50,7 +56,7 @@ def test_gradients_of_the_forward_are_the_oracles() -> None:
 
 
 def test_gradients_of_the_inverse_are_those_of_the_implicit_function() -> None:
-    """Against automatic differentiation through 200 unrolled iterations in float64."""
+    """Against automatic differentiation through 120 unrolled iterations in float64."""
     y, flat, leading = draw(torch.float64)
     tensors = [y, *flat]
     for tensor in tensors:
@@ -61,7 +67,7 @@ def test_gradients_of_the_inverse_are_those_of_the_implicit_function() -> None:
     state = exact[0]
     for weights, flag in reversed(as_blocks(exact[1:], leading)):
         goal = state
-        for _ in range(200):
+        for _ in range(120):
             state = goal - reference.residual_branch(state, weights, flag)
     state.pow(3).sum().backward()
     for tensor, expected in zip(tensors, exact, strict=True):
@@ -84,6 +90,21 @@ def test_torch_export_sees_one_node() -> None:
     assert [str(target) for target in called] == ["codedinv.residual_blocks.default"]
 
 
+def second_derivative(run: Callable[[Tensor, list[reference.Block]], Tensor]) -> None:
+    """Of a gradient penalty."""
+    x, flat, leading = draw(torch.float32, blocks=1)
+    y = run(x.requires_grad_(), as_blocks(flat, leading))
+    (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    grad.square().sum().backward()
+
+
+def test_a_second_derivative_is_refused_and_never_silently_wrong() -> None:
+    second_derivative(reference.residual_blocks)
+    for run in (kernels.residual_blocks, lambda y, blocks: kernels.invert(y, blocks)[0]):
+        with pytest.raises(NotImplementedError, match="second derivatives are not implemented"):
+            second_derivative(run)
+
+
 def test_weights_are_packed_once_until_they_change() -> None:
     cache = PackCache()
     _, flat, leading = draw(torch.float32)
@@ -96,12 +117,84 @@ def test_weights_are_packed_once_until_they_change() -> None:
     assert torch.equal(changed.w1[0], 2 * first.w1[0])
 
 
-def test_the_cache_forgets_the_oldest() -> None:
+def test_weights_at_one_address_are_told_apart_by_their_strides() -> None:
+    cache = PackCache()
+    _, flat, leading = draw(torch.float32, blocks=1)
+    first = cache.get(as_blocks(flat, leading), torch.float32)
+    turned = [*flat[:2], flat[2].transpose(0, 1), *flat[3:]]
+    assert torch.equal(cache.get(as_blocks(turned, leading), torch.float32).w2, first.w2.mT)
+
+
+def test_the_cache_forgets_the_oldest_and_what_changed() -> None:
     cache = PackCache(size=1)
     _, flat, leading = draw(torch.float32)
     first = cache.get(as_blocks(flat, leading), torch.float32)
     cache.get(as_blocks(flat, leading), torch.float16)
     assert cache.get(as_blocks(flat, leading), torch.float32) is not first
+    cache = PackCache()
+    for _ in range(3):
+        cache.get(as_blocks(flat, leading), torch.float32)
+        flat[0].mul_(2)
+    assert len(cache) == 1
+
+
+def test_weights_that_a_graph_replays_are_kept_though_they_change_and_others_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache = PackCache(size=1)
+    _, flat, leading = draw(torch.float32)
+    blocks = as_blocks(flat, leading)
+    replayed = weakref.ref(cache.get(blocks, torch.float32))
+    monkeypatch.setattr(streams, "capturing", lambda _: True)
+    cache.get(blocks, torch.float32)
+    # Packed within the capture: the graph's own, and nothing before it is replayed.
+    within = weakref.ref(cache.get(blocks, torch.float16))
+    monkeypatch.undo()
+    flat[0].mul_(2)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        cache.get(blocks, dtype)
+    gc.collect()
+    assert replayed() is not None
+    assert within() is None
+
+
+class Stream:
+    """A CUDA stream as far as packed weights care."""
+
+    def __init__(self) -> None:
+        self.waited: list[str] = []
+
+    def wait_event(self, event: str) -> None:
+        self.waited.append(event)
+
+
+def test_another_stream_waits_for_weights_and_is_recorded_as_their_user(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    home, other = Stream(), Stream()
+    recorded = []
+    tensor = SimpleNamespace(device=DEVICE, record_stream=recorded.append)
+    ready = streams.Ready(home, "packed")  # type: ignore[arg-type]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    for stream in (home, other):
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _, stream=stream: stream)
+        streams.use([tensor], ready)  # type: ignore[list-item]
+    assert (home.waited, other.waited, recorded) == ([], ["packed"], [other])
+
+
+def test_threads_may_share_the_cache() -> None:
+    cache = PackCache(size=1)
+    _, flat, leading = draw(torch.float32, blocks=1)
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+
+    def work(turn: int) -> None:
+        for i in range(40):
+            cache.get(as_blocks(flat, leading), dtypes[(i + turn) % 3])
+
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(work, turn) for turn in range(3)]:
+            done.result()
+    assert len(cache) == 1
 
 
 def test_packing_pads_with_zeros_and_keeps_every_weight() -> None:

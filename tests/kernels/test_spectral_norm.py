@@ -42,7 +42,8 @@ def test_other_dtypes_run_in_torch() -> None:
     weights, vectors = draw(torch.float64)
     sigma, _ = power_iteration(weights, vectors, iterations=1)
     assert sigma.dtype == torch.float64
-    assert torch.equal(sigma, reference.power_iteration(weights, vectors, 1)[0])
+    # To a precision that the kernel, which works in float32, could not reach.
+    assert relative_error(sigma, reference.power_iteration(weights, vectors, 1)[0]) < 1e-13
 
 
 def test_a_vector_of_another_size_is_refused() -> None:

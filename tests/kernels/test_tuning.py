@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from codedinv.kernels import tuning
+from codedinv.kernels import gate, tuning
 from codedinv.kernels.shapes import LARGEST_TILE
 from codedinv.kernels.tuning import DTYPES, STAGES, Card, Stage
 
@@ -65,8 +66,15 @@ def test_a_measured_entry_overrides_the_default_on_its_card_only(
         some, other = Card("Some Card", 132, 90), Card("Other", 132, 90)
         assert tuning.stage_tuning(*arguments, batch, some).num_warps == 8
         assert tuning.stage_tuning(*arguments, batch, other).num_warps == 4
-        faster = [tuning.measured_faster(*arguments, n, some) for n in (8, 9, 64)]
+        faster = [gate.measured_faster(*arguments, n, some) for n in (8, 9, 64)]
         assert faster == [True, False, True]
-        assert not tuning.measured_faster(*arguments, 8, other)
+        assert not gate.measured_faster(*arguments, 8, other)
     finally:
         tuning._measured.cache_clear()
+
+
+def test_rocm_is_refused_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch calls its devices cuda too, and the kernels have PTX inside."""
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    x = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32, shape=(1, 4, 7, 7))
+    assert gate.unsupported(x, 32) == "ROCm (the kernels have instructions of NVIDIA GPUs)"

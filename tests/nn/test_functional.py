@@ -31,8 +31,9 @@ def test_auto_on_the_cpu_is_torch() -> None:
 def test_the_torch_backend_is_the_reference() -> None:
     x, blocks = draw()
     y = functional.residual_block(x, *blocks[0], backend="torch")
-    assert torch.equal(y, reference.residual_blocks(x, blocks[:1]))
-    assert torch.equal(functional.residual_blocks(x, blocks), reference.residual_blocks(x, blocks))
+    assert relative_error(y, reference.residual_blocks(x, blocks[:1])) < 1e-6
+    y = functional.residual_blocks(x, blocks, "torch")
+    assert relative_error(y, reference.residual_blocks(x, blocks)) < 1e-6
 
 
 def test_an_inverse_in_torch_finds_what_was_sent() -> None:
@@ -70,14 +71,15 @@ def test_triton_on_cpu_tensors_says_why_it_cannot(monkeypatch: pytest.MonkeyPatc
 
 
 INTERPRETED = """
+import copy
 import sys
 import torch
 from codedinv.kernels import reference, testing
 from codedinv.kernels.tuning import Stage
 from codedinv.nn import IResNet, IResNetConfig, StageConfig, functional
 
-# A kernel's module is imported by its first launch, so its presence proves the launch.
-forward, inversion = "codedinv.kernels.residual", "codedinv.kernels.inversion"
+# Kernels are imported by the first launch, so their presence proves one.
+forward = "codedinv.kernels.residual"
 network, _ = IResNet(IResNetConfig((1, 8, 8), (StageConfig(1, 16), StageConfig(2, 16)))).bake()
 queries = torch.rand(2, 1, 8, 8)
 with torch.no_grad():
@@ -85,11 +87,41 @@ with torch.no_grad():
     assert forward not in sys.modules
     network.backend = "triton"
     z = network(queries)
-    assert forward in sys.modules and inversion not in sys.modules
+    assert forward in sys.modules
     assert testing.relative_error(z, expected) < 1e-5
+
+    import codedinv.kernels.inversion as inversion
+    launched, launch = [], inversion.launch_inversion
+    inversion.launch_inversion = lambda *arguments: launched.append(1) or launch(*arguments)
     back, stat = network.inverse(z, tol=1e-5)
-    assert inversion in sys.modules and bool(stat.converged.all())
+    assert len(launched) == 2 and bool(stat.converged.all())
     assert testing.relative_error(back, queries) < 1e-4
+
+    # Stages are packed once, and anew when a weight has changed, in place or by another.
+    def handle_now():
+        pairs = [(block.weights, block.leading_elu) for block in network.blocks[1:]]
+        return network.handles.get(4, pairs, z)
+
+    handle = handle_now()
+    network(queries)
+    assert handle_now() is handle
+    for change in (
+        lambda weight: weight.mul_(0.5),
+        lambda weight: setattr(weight, "data", 3 * weight.data),
+        lambda _: setattr(network.blocks[2], "conv2", torch.nn.Conv2d(16, 16, 1)),
+        lambda _: network.load_state_dict({k: -v for k, v in network.state_dict().items()}),
+    ):
+        change(network.blocks[2].conv2.weight)
+        changed = network(queries)
+        network.backend = "torch"
+        assert testing.relative_error(changed, network(queries)) < 1e-5
+        network.backend = "triton"
+    assert handle_now() is not handle
+    assert not copy.deepcopy(network).handles._kept
+
+# With gradients on, the operator that has them runs instead.
+network(queries).square().sum().backward()
+assert all(parameter.grad.any() for parameter in network.parameters())
 
 blocks = testing.cast(testing.draw_blocks(Stage(4, 4, 4, 16), 2), torch.float32)
 x = testing.draw_images(Stage(4, 4, 4, 16), 3).float().to(testing.DEVICE)

@@ -1,0 +1,85 @@
+"""Whether kernels can run something, and whether they should."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from . import tuning
+from .shapes import Stage
+from .tuning import INTERPRETER, Card
+
+logger = logging.getLogger(__name__)
+
+
+@cache
+def say_once(message: str) -> None:
+    """Logs a message at its first occurrence."""
+    logger.info(message)
+
+
+def card_of(device: torch.device) -> Card:
+    """What tuning needs to know of a device; INTERPRETER for the CPU."""
+    if device.type != "cuda":
+        return INTERPRETER
+    properties = torch.cuda.get_device_properties(device)
+    capability = 10 * properties.major + properties.minor
+    return Card(properties.name, properties.multi_processor_count, capability)
+
+
+def unsupported(x: Tensor, hidden: int) -> str | None:
+    """Why the kernels cannot take x [B, C, H, W] with `hidden` channels; None if they can."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    from .launch import interpreting
+
+    if x.device.type != "cuda" and not interpreting():
+        return f"device {x.device.type} (kernels run on cuda)"
+    if x.device.type == "cuda":
+        reason = unsupported_card(x.device)
+        if reason is not None:
+            return reason
+    if x.dtype not in tuning.DTYPES:
+        return f"dtype {x.dtype}"
+    channels, height, width = x.shape[1:]
+    if channels > tuning.LARGEST_CHANNELS or hidden > tuning.LARGEST_HIDDEN:
+        return (
+            f"{channels} channels with {hidden} hidden (at most {tuning.LARGEST_CHANNELS} and "
+            f"{tuning.LARGEST_HIDDEN})"
+        )
+    if not 0 < height * width <= tuning.LARGEST_PIXELS:
+        return f"{height}x{width} pixels (at most {tuning.LARGEST_PIXELS})"
+    return None
+
+
+def unsupported_card(device: torch.device) -> str | None:
+    """Why the kernels cannot run on a device that torch calls cuda; None if they can."""
+    if torch.version.hip is not None:
+        return "ROCm (the kernels have instructions of NVIDIA GPUs)"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "compute capability below 8.0"
+    return None
+
+
+def kernels_apply(x: Tensor, hidden: int) -> bool:
+    """Whether kernels take x; says once why not, where they cannot."""
+    reason = unsupported(x, hidden)
+    if reason is not None:
+        say_once(f"codedinv.kernels falls back to torch: {reason}")
+    return reason is None and x.shape[0] > 0
+
+
+def measured_faster(kernel: str, stage: Stage, dtype: torch.dtype, batch: int, card: Card) -> bool:
+    """Whether a receipt shows the kernel to beat the best torch path on this card.
+
+    Args:
+        kernel: "forward" or "inversion".
+        stage, dtype, batch: the call.
+        card: where.
+    """
+    batches = tuning.measured_entry(card, kernel, stage, dtype).get("faster_at_batch", [])
+    return any(low <= batch <= high for low, high in batches)
