@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from codedinv.schemes.guided import guided
 from codedinv.schemes.invertible import invertible
 from codedinv.schemes.replication import replication
 from codedinv.schemes.scheme import Plan, Scheme, ServedModel, Source
 from codedinv.schemes.uncoded import uncoded
 
-SCHEMES = {"invertible": invertible, "replication": replication, "uncoded": uncoded}
+SCHEMES: dict[str, Callable[[ServedModel], Scheme]] = {
+    "guided": guided,
+    "invertible": invertible,
+    "replication": replication,
+    "uncoded": uncoded,
+}
 
 __all__ = [
     "SCHEMES",
@@ -16,6 +24,7 @@ __all__ = [
     "ServedModel",
     "Source",
     "build_scheme",
+    "guided",
     "invertible",
     "replication",
     "uncoded",

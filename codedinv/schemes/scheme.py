@@ -123,7 +123,8 @@ class Scheme:
     anchors: Anchors | None = None
 
     def __post_init__(self) -> None:
-        needed = self.plan.k - 1 if self.plan.n > self.plan.k else 0
+        encodes = self.plan.n > self.plan.k and not self.plan.guided
+        needed = self.plan.k - 1 if encodes else 0
         got = len(self.anchors.queries) if self.anchors is not None else 0
         if got < needed:
             raise ValueError(f"anchors: expected {needed} or more for k={self.plan.k}, got {got}")

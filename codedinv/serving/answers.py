@@ -14,7 +14,7 @@ from codedinv.serving.admission import Admission
 from codedinv.serving.futures import CallbackThread
 from codedinv.serving.metrics import Metrics
 from codedinv.serving.prediction import Prediction
-from codedinv.serving.versions import Outputs, Served, rows_of
+from codedinv.serving.versions import CALLERS_ERRORS, Outputs, Served, rows_of
 
 Corrected = Callable[[int, Prediction], object]
 
@@ -147,6 +147,7 @@ class Answers:
         pending = self._admission.take(answer.query)
         if pending is None:
             return  # cancelled a moment ago
+        outputs = self._fused(answer, pending.query, outputs)
         latency = time.monotonic() - pending.submitted_at
         self._metrics.answered(answer.source, latency)
         pending.future.end(Prediction(outputs, answer.source, latency, answer.query))
@@ -154,6 +155,17 @@ class Answers:
             self._submitted_at[answer.query] = pending.submitted_at
             if len(self._submitted_at) > _CORRECTABLE:
                 self._submitted_at.popitem(last=False)
+
+    def _fused(self, answer: Answer, query: Array, outputs: dict[str, Array]) -> dict[str, Array]:
+        """A reconstructed answer with the light model's mixed in, where the model can."""
+        fuse = self._served[answer.version].fuse
+        if answer.source != "reconstructed" or fuse is None:
+            return outputs
+        try:
+            return dict(fuse(query, outputs))
+        except CALLERS_ERRORS as error:  # the decoded answer is one, too
+            self._complain(answer.query, "its answers could not be fused", error)
+            return outputs
 
     def _give_correction(self, answer: Answer, outputs: dict[str, Array] | BaseException) -> None:
         if isinstance(outputs, BaseException):

@@ -11,6 +11,7 @@ import numpy as np
 
 from codedinv.schemes import Scheme, ServedModel
 from codedinv.schemes.scheme import BACKBONE, Array
+from codedinv.serving.light import Grouping
 from codedinv.serving.queries import QueryCheck
 from codedinv.serving.temporary import TemporaryFolder, is_temporary
 from codedinv.serving.versions import Fallback, Served, build_served, load_model, try_out
@@ -48,6 +49,7 @@ class Deployments:
 
     Args:
         scheme: as `CodedServer` takes it.
+        grouping: as `CodedServer` takes it.
         fallback: as `CodedServer` takes it.
         as_threads: workers are threads of this process.
         others_too: workers may know more models than they are given here.
@@ -57,7 +59,8 @@ class Deployments:
 
     def __init__(
         self,
-        scheme: str | Scheme,
+        scheme: str | Scheme | None,
+        grouping: Grouping,
         fallback: Fallback,
         as_threads: bool,
         others_too: bool,
@@ -65,6 +68,7 @@ class Deployments:
         start_timeout_s: float,
     ) -> None:
         self._scheme = scheme
+        self._grouping = grouping
         self._fallback = fallback
         self._as_threads = as_threads
         self._others_too = others_too
@@ -84,7 +88,9 @@ class Deployments:
             CodedInvError: heads, encoder or fallback take too long.
         """
         model = load_model(model)
-        served = build_served(model, scheme or self._scheme, self._fallback, self._verify)
+        own: str = getattr(model, "scheme", "invertible")
+        chosen = scheme or self._scheme or own
+        served = build_served(model, chosen, self._fallback, self._verify, self._grouping)
         check = QueryCheck(tuple(model.input_shape), getattr(model, "input_range", None))
         unknown = set(served.scheme.plan.models) - {BACKBONE}
         if unknown and not self._others_too:

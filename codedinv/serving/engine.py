@@ -201,7 +201,7 @@ class Engine:
             self._handle(ev.Stalled(now, now - self._seen - self._waited))
         for message in messages:
             self._handle(self._event(message, now))
-        for item in self.admission.next():
+        for item in self._sorted(list(self.admission.next())):
             self._take(item, now)
         if self._timer_at is not None and self._timer_at <= now:
             # What lies in the sockets comes first: it may be what the alarm is about.
@@ -219,6 +219,21 @@ class Engine:
             for ask in asks:
                 ask.snapshot.set_result(snapshot)
         self._callbacks.relieve()
+
+    def _sorted(self, items: list[Any]) -> list[Any]:
+        """The same items; queries among them with bucket and doubt, where the scheme wants that."""
+        sort = self._served[self._core.rollout.target].sort
+        places = [i for i, item in enumerate(items) if isinstance(item, ev.Submitted)]
+        if sort is None or not places:
+            return items
+        try:
+            found = sort(np.stack([items[i].payload for i in places]))
+        except CALLERS_ERRORS as error:  # nobody waits for it: they are grouped as they come
+            self._metrics.last_error = f"light model: {type(error).__name__}: {error}"
+            return items
+        for i, bucket, doubt in zip(places, *found, strict=True):
+            items[i] = items[i]._replace(bucket=bucket, doubt=doubt)
+        return items
 
     def _take(self, item: Any, now: float) -> None:
         if isinstance(item, ev.Submitted):

@@ -22,6 +22,7 @@ from codedinv.serving.answers import Corrected
 from codedinv.serving.deployments import Backend, Deployment, Deployments, local_pool
 from codedinv.serving.engine import Engine
 from codedinv.serving.futures import PredictionFuture
+from codedinv.serving.light import Grouping
 from codedinv.serving.metrics import Stats
 from codedinv.serving.policy import Policy
 from codedinv.serving.prediction import Prediction
@@ -51,7 +52,11 @@ class CodedServer:
         backend: "process" (the default): each worker a process with one thread; "thread": threads
             of this process, for tests and small uses.
         policy: see `Policy`.
-        scheme: "invertible", "replication" (two copies), "uncoded", or a `Scheme`.
+        scheme: "invertible", "guided" (copies of the queries that the light model is least sure
+            of), "replication" (two copies of each), "uncoded", or a `Scheme`. None: the one that
+            the model is meant for, "invertible" where it does not say.
+        grouping: "arrival": queries are coded together as they come. "alike": those to which the
+            light model gives the same class, as far as enough of them come within `group_wait_s`.
         pool: workers of your own in place of a backend, with `workers + 1` indices: the last is
             the spare that a reload uses. The server closes it.
         fallback: answers a query that nothing else answered in time, with source "fallback". A
@@ -76,8 +81,9 @@ class CodedServer:
         workers: int | None = None,
         backend: Backend | None = None,
         policy: Policy | None = None,
-        scheme: str | Scheme = "invertible",
+        scheme: str | Scheme | None = None,
         *,
+        grouping: Grouping = "arrival",
         pool: Pool | None = None,
         fallback: Fallback = None,
         on_correction: Corrected | None = None,
@@ -94,6 +100,7 @@ class CodedServer:
         self._owner = os.getpid()
         self._deployments = Deployments(
             scheme,
+            grouping,
             fallback,
             as_threads=backend == "thread",
             others_too=pool is not None,

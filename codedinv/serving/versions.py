@@ -15,6 +15,7 @@ from codedinv.errors import CodedInvError
 from codedinv.schemes import Scheme, ServedModel, build_scheme
 from codedinv.schemes.scheme import Array
 from codedinv.serving.encoding import parities_of
+from codedinv.serving.light import Grouping, Sorted, build_fusion, build_sorter
 from codedinv.verification import Check, ExactConsistency, OnlineConsistency
 
 Outputs = Mapping[str, Array]  # {task: (B, outputs)}
@@ -35,6 +36,8 @@ class Served:
         fallback: queries (B, *input) -> outputs, without any worker; None: there is none.
         consistency: tells a group with a wrong result from a clean one; None: results are not
             checked, or there is nothing to check them by.
+        sort: queries (B, *input) -> what the core groups and guides them by; None: nothing.
+        fuse: (query, decoded outputs) -> outputs; None: decoded answers are given as they are.
     """
 
     scheme: Scheme
@@ -42,6 +45,8 @@ class Served:
     embedding_shape: tuple[int, ...]
     fallback: Callable[[Array], Outputs] | None = None
     consistency: Check | None = None
+    sort: Callable[[Array], Sorted] | None = None
+    fuse: Callable[[Array, Outputs], Outputs] | None = None
 
 
 def load_model(model: ServedModel | str | Path) -> ServedModel:
@@ -54,13 +59,17 @@ def load_model(model: ServedModel | str | Path) -> ServedModel:
 
 
 def build_served(
-    model: ServedModel, scheme: str | Scheme, fallback: Fallback, verify: bool = False
+    model: ServedModel,
+    scheme: str | Scheme,
+    fallback: Fallback,
+    verify: bool = False,
+    grouping: Grouping = "arrival",
 ) -> Served:
     """Puts together what the loop needs of a model; `verify`: also what results are checked by.
 
     Raises:
-        ValueError: an unknown scheme, anchors that are not finite, or a fallback that does not fit
-            the model's tasks.
+        ValueError: an unknown scheme or grouping, anchors that are not finite, a fallback that does
+            not fit the model's tasks, or no light model where one is needed.
     """
     tasks = tuple(model.heads)
 
@@ -68,17 +77,26 @@ def build_served(
         return {task: np.asarray(model.head(embeddings, task), np.float32) for task in tasks}
 
     built = build_scheme(scheme, model)
+    answer = _build_fallback(fallback, model, tasks)
+    if built.plan.recovered == "fallback" and answer is None:
+        raise ValueError(
+            f"scheme {built.name!r}: expected a model with a light model, or fallback=..."
+        )
     return Served(
         built,
         heads,
         tuple(model.embedding_shape),
-        _build_fallback(fallback, model, tasks),
+        answer,
         _build_check(model, built) if verify else None,
+        build_sorter(model, built, grouping),
+        build_fusion(model, built, grouping),
     )
 
 
 def _build_check(model: ServedModel, scheme: Scheme) -> Check | None:
     plan = scheme.plan
+    if plan.guided:
+        return None
     code = getattr(scheme.decoder(), "code", None) if plan.n > plan.k else None
     if code is None:
         return None
@@ -105,8 +123,10 @@ def try_out(served: Served, input_shape: tuple[int, ...], timeout_s: float) -> N
             plan = served.scheme.plan
             heads = served.heads(np.zeros((1, *served.embedding_shape), np.float32))
             expected = _widths(heads)
-            if plan.n > plan.k:
+            if plan.n > plan.k and not plan.guided:
                 parities_of(served.scheme, np.zeros((1, plan.k, *input_shape), np.float32))
+            if served.sort is not None:
+                served.sort(np.zeros((1, *input_shape), np.float32))
             if served.fallback is not None:
                 got = _widths(served.fallback(np.zeros((1, *input_shape), np.float32)))
                 if got != expected:
