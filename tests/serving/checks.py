@@ -362,8 +362,11 @@ class Watcher:
             require(_armed(group.alarm), "query {} waits for a group without timer", query.id)
         elif state is SlotState.LOST:
             pending = sum(s in PENDING for s in group.states)
+            has_copy = any(
+                q is query and group.states[slot] in PENDING for slot, q in group.copies.items()
+            )
             require(
-                group.arrived < group.plan.needed <= group.arrived + pending,
+                has_copy or group.arrived < group.plan.needed <= group.arrived + pending,
                 "query {} is lost and left alone: {}",
                 query.id,
                 group.states,
