@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         Overloaded,
         ServerClosed,
         Unrecoverable,
+        WrongProcess,
+        WrongThread,
     )
     from codedinv.serving import CodedServer, Policy, Prediction
 
@@ -39,6 +41,8 @@ _HOME = {
     "Overloaded": "codedinv.errors",
     "ServerClosed": "codedinv.errors",
     "Unrecoverable": "codedinv.errors",
+    "WrongProcess": "codedinv.errors",
+    "WrongThread": "codedinv.errors",
 }
 
 __all__ = [
@@ -55,6 +59,8 @@ __all__ = [
     "ServerClosed",
     "StreamingDecoder",
     "Unrecoverable",
+    "WrongProcess",
+    "WrongThread",
 ]
 
 
