@@ -7,7 +7,8 @@
 - docs/figures/frontier.png: A_n against A_d for each k, with every control as a point of its own.
 - docs/figures/unavailability.png: accuracy of all answers against the share of lost results.
 
-The latter two are drawn from benchmarks/receipts/accuracy-*.json.
+The latter two are drawn from benchmarks/receipts/accuracy-*.json, where these are of more than one
+backbone: one alone is no frontier.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def _accuracies(
 
 def draw_choice(found: dict[str, dict[str, Any]], path: Path) -> None:
     figure, axis = _axes("queries to choose from", "A_d, %")
-    for result in found.values():
+    for result in sorted(found.values(), key=lambda result: result["k"]):
         k = result["k"]
         axis.plot(result["among"], result["alone"], "o-", color=COLOURS[k], label=f"k = {k}, code")
         axis.plot(result["among"], result["fused"], "D:", color=COLOURS[k], label=f"k = {k}, fused")
@@ -154,8 +155,9 @@ def main() -> None:
     write_receipt(receipts / "choice.json", "python benchmarks/figures.py", found)
     draw_choice(found, FIGURES / "choice.png")
     results = [receipt["result"] for receipt in accuracy_receipts(receipts)]
-    draw_frontier(results, FIGURES / "frontier.png")
-    draw_unavailability(results, FIGURES / "unavailability.png")
+    if len({result["scheme"] for result in results}) > 1:
+        draw_frontier(results, FIGURES / "frontier.png")
+        draw_unavailability(results, FIGURES / "unavailability.png")
 
 
 if __name__ == "__main__":
