@@ -49,7 +49,7 @@ class Deployments:
 
     Args:
         scheme: as `CodedServer` takes it.
-        grouping: as `CodedServer` takes it.
+        grouping, fuse: as `CodedServer` takes them.
         fallback: as `CodedServer` takes it.
         as_threads: workers are threads of this process.
         others_too: workers may know more models than they are given here.
@@ -61,6 +61,7 @@ class Deployments:
         self,
         scheme: str | Scheme | None,
         grouping: Grouping,
+        fuse: bool,
         fallback: Fallback,
         as_threads: bool,
         others_too: bool,
@@ -68,7 +69,7 @@ class Deployments:
         start_timeout_s: float,
     ) -> None:
         self._scheme = scheme
-        self._grouping = grouping
+        self._grouping, self._fuse = grouping, fuse
         self._fallback = fallback
         self._as_threads = as_threads
         self._others_too = others_too
@@ -90,7 +91,9 @@ class Deployments:
         model = load_model(model)
         own: str = getattr(model, "scheme", "invertible")
         chosen = scheme or self._scheme or own
-        served = build_served(model, chosen, self._fallback, self._verify, self._grouping)
+        served = build_served(
+            model, chosen, self._fallback, self._verify, self._grouping, self._fuse
+        )
         check = QueryCheck(tuple(model.input_shape), getattr(model, "input_range", None))
         unknown = set(served.scheme.plan.models) - {BACKBONE}
         if unknown and not self._others_too:

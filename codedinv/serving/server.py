@@ -57,6 +57,8 @@ class CodedServer:
             the model is meant for, "invertible" where it does not say.
         grouping: "arrival": queries are coded together as they come. "alike": those to which the
             light model gives the same class, as far as enough of them come within `group_wait_s`.
+        fuse: mix the light model's answer into reconstructed ones, by weights that the model
+            carries; where it carries none they are given as they are decoded.
         pool: workers of your own in place of a backend, with `workers + 1` indices: the last is
             the spare that a reload uses. The server closes it.
         fallback: answers a query that nothing else answered in time, with source "fallback". A
@@ -84,6 +86,7 @@ class CodedServer:
         scheme: str | Scheme | None = None,
         *,
         grouping: Grouping = "arrival",
+        fuse: bool = True,
         pool: Pool | None = None,
         fallback: Fallback = None,
         on_correction: Corrected | None = None,
@@ -101,6 +104,7 @@ class CodedServer:
         self._deployments = Deployments(
             scheme,
             grouping,
+            fuse,
             fallback,
             as_threads=backend == "thread",
             others_too=pool is not None,

@@ -64,6 +64,7 @@ def build_served(
     fallback: Fallback,
     verify: bool = False,
     grouping: Grouping = "arrival",
+    fuse: bool = True,
 ) -> Served:
     """Puts together what the loop needs of a model; `verify`: also what results are checked by.
 
@@ -89,7 +90,7 @@ def build_served(
         answer,
         _build_check(model, built) if verify else None,
         build_sorter(model, built, grouping),
-        build_fusion(model, built, grouping),
+        build_fusion(model, built, grouping) if fuse else None,
     )
 
 
