@@ -29,9 +29,11 @@ PROGRAMS_PER_MULTIPROCESSOR = 2
 INTERPRETED_PROGRAMS = 2
 # Registers of a multiprocessor, of any compute capability from 8.0 to 12.0.
 REGISTER_FILE = 65536
-# Elements a thread holds of a tile of pixels by channels outside the matrix products. Anderson
-# mixing sums four such tiles at once; with 8 Triton 3.6 spills 48 bytes at 16@7x7/64.
-ELEMENTS_PER_THREAD = {"stage": 8, "inversion": 8, "anderson": 4}
+# Elements a thread holds of a tile of pixels by channels outside the matrix products.
+ELEMENTS_PER_THREAD = 8
+# Anderson mixing sums four such tiles at once: with 8 Triton 3.6 spills 48 bytes at 16@7x7/64, and
+# with 4, where 8 warps share a tile, any Triton up to 40 at 48@8x8/128.
+ELEMENTS_WHEN_MIXING = {4: 4, 8: 8}
 
 # float32 scratch images of each kernel. Forward: a block's input and output, in turns. Fixed
 # point: y and the last two G(x) = y - F(x) rotate through three; Anderson acceleration also keeps
@@ -89,7 +91,10 @@ def sizes_of(
     """What kernel "stage", "inversion" or "anderson" is compiled for."""
     channels = padded_channels(stage.channels)
     pixels = -(-stage.height // tuning.bands) * stage.width
-    block = 32 * tuning.num_warps * ELEMENTS_PER_THREAD[kernel] // channels
+    elements = ELEMENTS_PER_THREAD
+    if kernel == "anderson":
+        elements = ELEMENTS_WHEN_MIXING.get(tuning.num_warps, elements)
+    block = 32 * tuning.num_warps * elements // channels
     return Sizes(
         C=stage.channels, CP=channels, N=padded_width(stage.hidden),
         K1=padded_taps(channels), N3=padded_taps(stage.channels),
