@@ -405,8 +405,8 @@ class Core:
 
     def _pick(self, task: Task) -> Worker | None:
         version = task.version
-        slow_too = self.pace.slow_may_help(version)
         if isinstance(task, Errand):
+            slow_too = self.pace.slow_may_help(version, task.avoid)
             return self.fleet.pick(version, (), task.avoid, slow_too)
         group = task.group
         holders, erred = group.holders(), group.erred[task.slot]
@@ -415,6 +415,7 @@ class Core:
             never |= holders
         if erred and self.fleet.others(version, erred):
             never |= erred
+        slow_too = self.pace.slow_may_help(version, never)
         return self.fleet.pick(version, holders | erred, never, slow_too)
 
     def send(self, task: Task, worker: Worker) -> None:

@@ -8,6 +8,7 @@ another would take longer, and tries it with copies of queries that nobody waits
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from codedinv.serving.fleet import Worker
@@ -30,12 +31,15 @@ class Pace:
         self._core = core
         self._slow: dict[int, Worker] = {}
 
-    def slow_may_help(self, version: int) -> bool:
-        """Do so many queries wait that even a slow worker would answer one sooner than the rest?"""
+    def slow_may_help(self, version: int, never: Collection[int]) -> bool:
+        """Would even a slow worker do a task sooner than the others, apart from those that must
+        not: so many tasks wait, or there is no other?"""
         slow = [w for w in self._slow.values() if w.version == version and w.takes_tasks]
         if not slow:
             return True
         core = self._core
+        if not core.fleet.others(version, {w.index for w in slow}.union(never)):
+            return True
         lanes = core.lanes(version)
         others = core.fleet.takers(version) - len(slow)
         wait = (lanes.count(URGENT) + lanes.count(DATA)) * core.service.quantile(0.5)

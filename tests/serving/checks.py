@@ -399,15 +399,15 @@ class Watcher:
         """No worker stays idle while a task waits that it may take."""
         core = self.core
         for version in core.fleet.versions():
-            idle = {
-                w.index
-                for w in core.fleet
-                if w.version == version and w.takes_tasks and not w.outstanding and not w.slow
-            }
+            takers = [w for w in core.fleet if w.version == version and w.takes_tasks]
+            idle = {w.index for w in takers if not w.outstanding}
+            slow = {w.index for w in takers if w.slow}
             lanes = core.lanes(version)
             for lane in (URGENT, DATA, HEDGE, PARITY, ERRAND) if idle else ():
                 for task in lanes.head(lane, LOOKAHEAD):
                     may = idle - self._kept_from(task)
+                    if {w.index for w in takers} - slow - self._kept_from(task):
+                        may -= slow  # it may wait for one that is faster
                     require(not may, "idle workers {} and a waiting task {}", may, task)
 
     def _kept_from(self, task: Task) -> set[int]:
