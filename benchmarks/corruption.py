@@ -19,6 +19,7 @@ Writes benchmarks/receipts/corruption.json; 15 minutes on two cores.
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ import numpy as np
 
 from codedinv import CodedModel
 from codedinv.data import load_fashion_mnist, to_queries
+from codedinv.experiments.mischief import drifted_copy
 from codedinv.experiments.receipts import write_receipt
 from codedinv.verification import Consistency, fit_consistency, same
 
@@ -46,16 +48,19 @@ def main() -> None:
     folder = parser.parse_args().data
     np.seterr(over="ignore", invalid="ignore")  # results of 1e38 and more are the subject
     models = {name: CodedModel.load(name) for name in MODELS}
-    result = {
-        name: measure(model, models[MODELS[1 - MODELS.index(name)]], folder)
-        for name, model in models.items()
-    }
+    result = {}
+    for name, model in models.items():
+        if model.folder is None:
+            raise ValueError(f"{name}: no folder")
+        with tempfile.TemporaryDirectory() as temporary:
+            other = drifted_copy(model.folder, Path(temporary) / "other", share=0.1)
+            result[name] = measure(model, other, folder)
     path = HERE / "receipts" / "corruption.json"
     write_receipt(path, "python benchmarks/corruption.py", {"models": result, "bars": bars(result)})
     print(table(result), *bars(result), sep="\n")
 
 
-def measure(model: CodedModel, other: CodedModel, folder: Path | None) -> dict[str, Any]:
+def measure(model: CodedModel, other: Path, folder: Path | None) -> dict[str, Any]:
     """All figures of one model."""
     random = np.random.default_rng(0)
     images, labels = load_fashion_mnist("test", folder)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from codedinv import CodedModel
+from codedinv.bundle_folder import BACKBONE
+from codedinv.runtimes import OnnxNetwork
 from codedinv.verification.calibrate import syndromes
 
 Floats = NDArray[np.float32]
@@ -99,19 +102,31 @@ def flip(bit: int) -> Corruption:
     return corrupt
 
 
-def other_weights(other: CodedModel) -> Corruption:
-    """The other bundle's backbone."""
-    return lambda true, queries, workers, random: embed(other, queries)
+def other_weights(folder: Path) -> Corruption:
+    """A backbone whose weights are some way off, as another training's are.
+
+    The bundles share one backbone, so another bundle's would be no other.
+
+    Args:
+        folder: of a `drifted_copy`.
+    """
+    network = OnnxNetwork(folder / BACKBONE, threads=1)
+    return lambda true, queries, workers, random: np.concatenate(
+        [
+            network(part).reshape(len(part), -1)
+            for part in np.array_split(queries, 1 + len(queries) // BATCH)
+        ]
+    )
 
 
-def corruptions(old: Floats, other: CodedModel) -> dict[str, Corruption]:
+def corruptions(old: Floats, other: Path) -> dict[str, Corruption]:
     """By name, those of the table."""
     return {
         "noise 0.1x": noise(0.1),
         "noise 0.3x": noise(0.3),
         "noise 1x": noise(1.0),
         "stuck on an old answer": stuck(old),
-        "another bundle's weights": other_weights(other),
+        "weights 10 % off": other_weights(other),
         **{f"exponent bit {bit} flipped": flip(bit) for bit in range(23, 31)},
     }
 

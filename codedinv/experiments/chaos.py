@@ -26,7 +26,14 @@ from rich.table import Table
 from codedinv import data
 from codedinv.bundle import CodedModel
 from codedinv.experiments import view
-from codedinv.experiments.mischief import Fault, Mischief, copy_of, stop_this_process, swap_folders
+from codedinv.experiments.mischief import (
+    Fault,
+    Mischief,
+    copy_of,
+    drifted_copy,
+    stop_this_process,
+    swap_folders,
+)
 from codedinv.experiments.receipts import command_line, write_receipt
 from codedinv.experiments.tally import Tally
 from codedinv.experiments.traffic import Answer, Record
@@ -118,7 +125,7 @@ def run_chaos(
         if source.folder is None:
             raise ValueError(f"model: expected one with a folder, got {source}")
         folder = copy_of(source.folder, Path(temporary) / "bundle")
-        other = copy_of(_another(source), Path(temporary) / "other")
+        other = drifted_copy(source.folder, Path(temporary) / "other")
         model = CodedModel.load(folder)
         expected = np.asarray(model.head(model.embed(queries)), np.float32)
         order = np.random.default_rng(seed + 1).integers(0, len(queries), count)
@@ -142,21 +149,6 @@ def run_chaos(
         write_receipt(out, command_line(), {"model": model.name, "seed": seed, **result})
         console.print(f"wrote {out}", highlight=False)
     return all(verdict["kept"].values())
-
-
-def _another(model: CodedModel) -> Path:
-    """A bundle of the same shapes with other weights."""
-    from codedinv.bundle import bundled_names
-
-    for name in bundled_names():
-        other = CodedModel.load(name)
-        same = (other.input_shape, other.embedding_shape) == (
-            model.input_shape,
-            model.embedding_shape,
-        )
-        if same and other.folder is not None and other.name != model.name:
-            return other.folder
-    raise ValueError(f"no bundled model has the shapes of {model.name!r}, to impersonate it with")
 
 
 def _faults(server: CodedServer, folder: Path, other: Path, temporary: Path) -> list[Fault]:

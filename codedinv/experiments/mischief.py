@@ -15,6 +15,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
+
+from codedinv.bundle_folder import BACKBONE
+
 _EVERY_S = (0.5, 1.5)  # from the end of one fault to the next, uniform
 _STOP_SELF = """
 import os, signal, sys, time
@@ -125,4 +129,30 @@ def swap_folders(one: Path, other: Path) -> None:
 def copy_of(folder: Path, to: Path) -> Path:
     """A copy of a bundle that may be tampered with."""
     shutil.copytree(folder, to)
+    return to
+
+
+def drifted_copy(folder: Path, to: Path, share: float = 0.3, seed: int = 0) -> Path:
+    """A copy of a bundle whose backbone has other weights, as another training's would be.
+
+    Args:
+        folder: of the bundle.
+        to: of the copy; its bundle.json no longer fits.
+        share: noise on each convolution's weights, relative to their own standard deviation.
+        seed: of the noise.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    copy_of(folder, to)
+    path = to / BACKBONE
+    network = onnx.load(str(path))
+    random = np.random.default_rng(seed)
+    for tensor in network.graph.initializer:
+        weights = numpy_helper.to_array(tensor)
+        if weights.ndim == 4:
+            noise = random.standard_normal(weights.shape).astype(np.float32)
+            drifted = weights + share * weights.std() * noise
+            tensor.CopyFrom(numpy_helper.from_array(drifted.astype(np.float32), tensor.name))
+    onnx.save(network, str(path))
     return to
