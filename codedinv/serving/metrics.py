@@ -124,6 +124,7 @@ class Stats:
         hangs: of these, killed because they hung.
         restarts: starts of a worker beyond its first.
         quarantines: times that a worker was given no queries, for it erred or lied.
+        probes: copies of queries sent to workers in quarantine, or much slower than the rest.
         stalls: times that the server's own loop was away for 0.1 s or more.
         reloads: models replaced by `CodedServer.reload`.
         reloads_failed: models that could not be started, so that the present one went on.
@@ -161,6 +162,7 @@ class Stats:
     hangs: int
     restarts: int
     quarantines: int
+    probes: int
     stalls: int
     reloads: int
     reloads_failed: int
@@ -181,8 +183,8 @@ class Stats:
 _OF_THE_CORE = (
     *("accepted", "hopeless", "corrections", "groups", "groups_partial", "groups_not_encoded"),
     *("parity_queries", "parities_dropped", "encode_errors", "retries", "hedges", "hedge_wins"),
-    *("late_results", "stale_results", "task_errors", "deaths", "hangs", "quarantines", "stalls"),
-    *("reloads", "reloads_failed", "suspected_corruption", "audits"),
+    *("late_results", "stale_results", "task_errors", "deaths", "hangs", "quarantines", "probes"),
+    *("stalls", "reloads", "reloads_failed", "suspected_corruption", "audits"),
 )
 
 
