@@ -237,7 +237,8 @@ class Watcher:
                 worker.index,
                 group.id,
             )
-        if attempt.slot >= group.plan.k and not group.lost_queries():
+        # A query may rather wait for another worker than go to a slow one.
+        if attempt.slot >= group.plan.k and not group.lost_queries() and not worker.slow:
             for task in core.lanes(group.version).head(DATA, LOOKAHEAD):
                 require(
                     worker.index in self._kept_from(task),
