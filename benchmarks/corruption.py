@@ -53,7 +53,7 @@ def main() -> None:
         if model.folder is None:
             raise ValueError(f"{name}: no folder")
         with tempfile.TemporaryDirectory() as temporary:
-            other = drifted_copy(model.folder, Path(temporary) / "other", share=0.1)
+            other = drifted_copy(model.folder, Path(temporary) / "other")
             result[name] = measure(model, other, folder)
     path = HERE / "receipts" / "corruption.json"
     write_receipt(path, "python benchmarks/corruption.py", {"models": result, "bars": bars(result)})

@@ -126,7 +126,7 @@ def corruptions(old: Floats, other: Path) -> dict[str, Corruption]:
         "noise 0.3x": noise(0.3),
         "noise 1x": noise(1.0),
         "stuck on an old answer": stuck(old),
-        "weights 10 % off": other_weights(other),
+        "other weights": other_weights(other),
         **{f"exponent bit {bit} flipped": flip(bit) for bit in range(23, 31)},
     }
 
