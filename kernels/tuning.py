@@ -126,13 +126,13 @@ RULES = (
     Rule({"block_k": 16}, "", exact=True, wide=True),
     Rule({"block_k": 16}, "fragments of mma are registers", cores="mma", exact=True),
     Rule({"block_n": 16}, "", cores="mma", exact=True, wide=True),
+    Rule({"num_warps": 8}, "4 would use every register", cores="tcgen05", exact=True),
+    Rule({"num_warps": 4}, "these do not", cores="tcgen05", exact=True, hidden=32),
+    Rule({"num_stages": 1}, "a pipeline overflows tensor memory, for which Triton 3.7 emits a trap",
+         cores="tcgen05", exact=True, wide=True),
     Rule({"block_k": 64}, "nine taps at once", cores="wgmma", exact=True, channels=4, hidden=32),
     Rule({"block_k": 16}, "nine taps of one channel are sixteen", channels=1),
     Rule({"num_stages": 3}, "shared memory allows it", exact=False, channels=4),
-    Rule({"num_stages": 1}, "a pipeline of the inversion spills 16 bytes with 64 hidden channels, "
-         "and overflows tensor memory with more, for which Triton 3.7 emits a trap",
-         cores="tcgen05", exact=True),
-    Rule({"num_stages": 2}, "there it does not", cores="tcgen05", exact=True, hidden=32),
     Rule({"num_stages": 1}, "Triton 3.6 spills 56 bytes for a pipeline",
          cores="wgmma", exact=True, few=False, stage=Stage(16, 7, 7, 96)),
 )  # fmt: skip
