@@ -59,6 +59,7 @@ class CodedModel:
         name: the model's name.
         code: its (n, k) code.
         input_shape: of one query, e.g. (1, 28, 28).
+        input_range: least and greatest value that its queries may have; None: any finite one.
         embedding_shape: of one result, e.g. (16, 7, 7).
         tasks: outputs of each task's head by name; the first is the default task.
         heads: the task heads by name, each (B, *embedding) -> (B, outputs).
@@ -91,6 +92,7 @@ class CodedModel:
         self.name = manifest.name
         self.code = Code(np.array(manifest.code.coefficients, dtype=np.float64))
         self.input_shape = manifest.input_shape
+        self.input_range = manifest.input_range
         self.embedding_shape = manifest.embedding_shape
         self.tasks = dict(manifest.tasks)
         self.heads = dict(heads)
@@ -165,6 +167,7 @@ class CodedModel:
         light: torch.nn.Module | None = None,
         fusion: Mapping[str, tuple[float, float]] | None = None,
         scheme: str = "invertible",
+        input_range: tuple[float, float] | None = None,
     ) -> CodedModel:
         """Makes a model of trained torch modules, ready to be served, evaluated or saved.
 
@@ -182,6 +185,8 @@ class CodedModel:
                 order.
             fusion: weights for `codedinv.light.Fusion`; needs a light model.
             scheme: "invertible" needs an encoder, "guided" a light model.
+            input_range: least and greatest value of a query that the model was made for; a server
+                refuses others. None: any.
 
         Raises:
             ValueError: shapes of the parts do not fit together, a part is missing, or a bad name.
@@ -191,6 +196,7 @@ class CodedModel:
         assembled = modules.assemble(backbone, heads, encoder, light)
         manifest, anchors = modules.describe(name, code, assembled, anchors_queries, metadata or {})
         manifest = bundle_folder.with_scheme(manifest, scheme, fusion)
+        manifest = manifest.model_copy(update={"input_range": _checked_range(input_range)})
         return cls._of_modules(manifest, anchors, assembled, None)
 
     @classmethod
@@ -332,6 +338,15 @@ class CodedModel:
 def bundled_names() -> list[str]:
     """Names of the models that come with the package."""
     return sorted(path.parent.name for path in _BUNDLED.glob(f"*/{bundle_folder.MANIFEST}"))
+
+
+def _checked_range(bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+    if bounds is None:
+        return None
+    low, high = (float(bound) for bound in bounds)
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise ValueError(f"input_range: expected two finite numbers, least first, got {bounds}")
+    return low, high
 
 
 def _like(example: ArrayT, array: NDArray[Any]) -> ArrayT:

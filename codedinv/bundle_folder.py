@@ -72,6 +72,7 @@ class Manifest(_Strict):
         input_shape: of one query.
         embedding_shape: of one result.
         tasks: outputs of each task's head, in order; the first is the default task.
+        input_range: least and greatest value of a query that the model was made for; None: any.
         scheme: how the model is meant to be served; "guided" needs a light model and no encoder.
         fusion: weights of decoded and light answers by grouping (see codedinv.light.Fusion).
         metadata: metrics, macs, parameters, certificates, provenance: information, never needed
@@ -84,6 +85,7 @@ class Manifest(_Strict):
     embedding_shape: tuple[int, ...]
     tasks: dict[str, int]
     architecture: Architecture
+    input_range: tuple[float, float] | None = None
     scheme: str = "invertible"
     fusion: dict[str, tuple[float, float]] | None = None
     metadata: dict[str, Any]

@@ -186,6 +186,7 @@ def make_model(
         "metadata": {"provenance": provenance, "controls": {"head_alone": _head_alone_of(job)}},
         "light": light,
         "scheme": recipe.scheme,
+        "input_range": (0.0, 1.0),  # what `data.to_queries` makes of images
     }
     model = CodedModel.from_modules(**parts)
     fusible = encoder is not None and light is not None and recipe.encoder.r == 1

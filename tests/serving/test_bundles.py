@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from codedinv import CodedModel, CodedServer, Policy
 from tests.serving.helpers import next_workers
@@ -37,6 +38,7 @@ def test_a_front_end_on_onnx_runtime_never_imports_torch(small_bundle: Path) -> 
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 import numpy as np
+import pytest
 from codedinv import CodedServer, Policy
 with CodedServer({str(small_bundle)!r}, policy=Policy(always_encode=True)) as server:
     predictions = server.predict(np.zeros((9, 1, 28, 28), np.float32))
@@ -44,3 +46,14 @@ print(len(predictions), "torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.split() == ["9", "False"], done.stderr
+
+
+def test_a_bundle_refuses_queries_outside_of_the_range_it_states() -> None:
+    """One scaled by 1e8 would spoil what is reconstructed of its neighbours."""
+    with CodedServer("fashion-mnist", workers=1, backend="thread") as server:
+        image = np.zeros((1, 28, 28), np.float32)
+        with pytest.raises(ValueError, match=r"0\.0.*1\.0"):
+            server.submit(image + 1e8)
+        with pytest.raises(ValueError, match=r"0\.0.*1\.0"):
+            server.submit(image - 0.5)
+        assert server.predict(image).source == "exact"  # type: ignore[union-attr]
