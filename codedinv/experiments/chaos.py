@@ -216,6 +216,12 @@ class _Run:
         self.ended = np.zeros(self.count)
         self._live = view.LiveView("chaos", self.record, self.labels, server.stats, console)
         self.footprints: list[Footprint] = []
+        # As much as the record will hold in the end, given up piece by piece as that grows: what
+        # memory grows by besides is the server's.
+        nothing = np.zeros(len(np.unique(labels)), np.float32)
+        self._ballast = [
+            Answer(i, float(i), float(i), None, nothing.copy()) for i in range(self.count)
+        ]
         self.mischief: Mischief
 
     def go(self, faults: list[Fault], random: Random) -> None:
@@ -257,6 +263,7 @@ class _Run:
         self.ends[number] += 1
         took = p.latency if p is not None else time.monotonic() - self.submitted[number]
         self.ended[number] = self.submitted[number] + took
+        self._ballast.pop()
         source = p.source if p is not None else None
         outputs = next(iter(p.outputs.values())) if p is not None else None
         self.record.add(Answer(number, at, took, source, outputs, error))
