@@ -224,9 +224,12 @@ def test_results_of_others_come_before_a_death(
     pool = start_pool(workers=3)
     query = linear.queries(1)[0]
     for generation, wait_s in enumerate((0.3, 1.0, 5.0, 20.0), start=1):
-        pool.send(2, 1, 1, "backbone", query)
+        pid = pool.pids()[0]
+        assert pid is not None
         pool.kill(0)
-        pool.send(1, 1, 1, "backbone", query)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        for worker in (1, 2):
+            pool.send(worker, 1, 1, "backbone", query)
         time.sleep(wait_s)  # the first will do where processors are free
         messages = pool.poll(0.0)
         if len(messages) == 3:
