@@ -44,16 +44,16 @@ class ProcessPool(LocalPool):
     ) -> None:
         if in_flight < 1:
             raise ValueError(f"in_flight: expected 1 or more, got {in_flight}")
-        super().__init__(workers)
+        specs = {"backbone": models} if isinstance(models, BackboneSpec) else models
         self._slots = min(in_flight, MOST_SLOTS)
-        self._versions: dict[int, Version] = {}
+        self._versions = {0: Version.of(specs, self._slots)}
+        super().__init__(workers)  # last of all that may fail, for it opens descriptors
         self._workers: list[WorkerProcess | None] = [None] * workers
         self._posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._out: list[Message] = []
         self._ended: list[subprocess.Popen[bytes]] = []  # killed, not yet reaped
         # Taken now: a restart must find the same modules also after a chdir.
         self._import_path = import_path()
-        self.provide(0, {"backbone": models} if isinstance(models, BackboneSpec) else models)
         self._starter = Starter(
             started=lambda worker: self._post(lambda: self._adopt(worker)),
             failed=lambda *died: self._post(lambda: self._out.append(Died(*died))),
@@ -62,9 +62,10 @@ class ProcessPool(LocalPool):
     # ---- for the thread that owns the pool
 
     def provide(self, version: int, models: Mapping[str, BackboneSpec]) -> None:
-        if version in self._versions and dict(models) != self._versions[version].specs:
+        new = Version.of(models, self._slots)
+        if new != self._versions.get(version, new):
             raise ValueError(f"version: {version} is taken by other models")
-        self._versions[version] = Version.of(models, self._slots)
+        self._versions[version] = new
 
     def forget(self, version: int) -> None:
         self._versions.pop(version, None)

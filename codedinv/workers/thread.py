@@ -149,23 +149,19 @@ class ThreadPool(LocalPool):
     """
 
     def __init__(self, models: Mapping[str, Backbone] | Backbone, workers: int) -> None:
-        super().__init__(workers)
-        self._versions: dict[int, dict[str, Backbone]] = {}
+        first = models if isinstance(models, Mapping) else {"backbone": models}
+        self._versions = {0: _checked(first)}
+        super().__init__(workers)  # last of all that may fail, for it opens descriptors
         self._workers: list[_Worker | None] = [None] * workers
         self._out: deque[Message] = deque()
-        self.provide(0, models if isinstance(models, Mapping) else {"backbone": models})
 
     # ---- for the thread that owns the pool
 
     def provide(self, version: int, models: Mapping[str, Backbone]) -> None:
-        if not models:
-            raise ValueError("models: expected at least one")
-        for name, backbone in models.items():
-            if not callable(backbone):
-                raise TypeError(f"models: expected a callable for {name!r}, got {backbone!r}")
-        if version in self._versions and dict(models) != self._versions[version]:
+        checked = _checked(models)
+        if checked != self._versions.get(version, checked):
             raise ValueError(f"version: {version} is taken by other models")
-        self._versions[version] = dict(models)
+        self._versions[version] = checked
 
     def forget(self, version: int) -> None:
         self._versions.pop(version, None)
@@ -260,3 +256,18 @@ class ThreadPool(LocalPool):
         w = self._at(worker)
         if w is not None:
             w.backbones.faults = replace(w.backbones.faults, **changes)
+
+
+def _checked(models: Mapping[str, Backbone]) -> dict[str, Backbone]:
+    """A copy of models that can be run.
+
+    Raises:
+        ValueError: there are none.
+        TypeError: one cannot be called.
+    """
+    if not models:
+        raise ValueError("models: expected at least one")
+    for name, backbone in models.items():
+        if not callable(backbone):
+            raise TypeError(f"models: expected a callable for {name!r}, got {backbone!r}")
+    return dict(models)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import select
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +108,7 @@ def test_a_retired_process_is_gone(
 
 
 def test_close_leaves_no_process_thread_or_descriptor(spec: BackboneSpec, listen: Listen) -> None:
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     pool = ProcessPool(spec, 3)
     for worker in range(3):
@@ -122,13 +126,14 @@ def test_close_leaves_no_process_thread_or_descriptor(spec: BackboneSpec, listen
 
 
 def test_close_while_workers_start_leaves_none(spec: BackboneSpec) -> None:
+    others = children_running_workers(psutil.Process())
     for delay_s in (0.0, 0.02):
-        pool = ProcessPool(spec, 6)
-        for worker in range(6):
+        pool = ProcessPool(spec, 4)
+        for worker in range(4):
             pool.start(worker, 1)
         time.sleep(delay_s)
         pool.close(0.1)
-        assert children_running_workers(psutil.Process()) == []
+        assert children_running_workers(psutil.Process()) == others
 
 
 def test_close_does_not_wait_for_a_start_that_hangs(
@@ -136,20 +141,21 @@ def test_close_does_not_wait_for_a_start_that_hangs(
 ) -> None:
     monkeypatch.setattr("codedinv.workers.process._STARTS_END_S", 0.2)
     real = subprocess.Popen
-    begun, children = time.monotonic(), []
+    begun, may_end, children = threading.Event(), threading.Event(), []
 
     def popen(*args: object, **kwargs: object) -> object:
-        time.sleep(2.0)
+        begun.set()
+        may_end.wait()
         children.append(real(*args, **kwargs))  # type: ignore[call-overload]
         return children[0]
 
     monkeypatch.setattr(subprocess, "Popen", popen)
     pool = ProcessPool(spec, 1)
     pool.start(0, 1)
-    time.sleep(0.1)
+    begun.wait()
     pool.close(0.1)
-    assert time.monotonic() - begun < 1.9
-    pool._starter._thread.join(20.0)
+    may_end.set()
+    pool._starter._thread.join(100.0)
     assert not pool._starter._thread.is_alive()
     assert children[0].returncode is not None, "what was started too late was ended"
 
@@ -187,10 +193,20 @@ def script(spec: BackboneSpec, body: str) -> str:
 
 
 def test_a_parent_that_was_stopped_while_it_waited_hears_what_came(spec: BackboneSpec) -> None:
+    heard = []
+    for stopped_s in (1.5, 6.0, 20.0):  # the first will do where processors are free
+        heard.append(what_a_stopped_parent_hears(spec, stopped_s))
+        if heard[-1] == "Result Result\n":
+            return
+    pytest.fail(f"it heard {heard}")
+
+
+def what_a_stopped_parent_hears(spec: BackboneSpec, stopped_s: float) -> str:
+    """What a `poll` of 1 s returns that was stopped for longer; results come after 0.5 s."""
     body = """
         listen(3)
         for worker in range(3):
-            pool.slow(worker, 0.3)
+            pool.slow(worker, 0.5)
         pool.poll(0.0)
         for worker in range(2):
             pool.send(worker, 1, 7, "backbone", query)
@@ -202,11 +218,13 @@ def test_a_parent_that_was_stopped_while_it_waited_hears_what_came(spec: Backbon
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == "sent\n"
+        time.sleep(0.1)
         parent.send_signal(signal.SIGSTOP)
-        time.sleep(1.5)
+        time.sleep(stopped_s)
         parent.send_signal(signal.SIGCONT)
-        assert parent.stdout.readline() == "Result Result\n"
+        heard = parent.stdout.readline()
         assert parent.wait(60) == 0
+        return heard
 
 
 def test_ctrl_c_ends_no_worker_and_prints_nothing_of_theirs(spec: BackboneSpec) -> None:
@@ -217,12 +235,10 @@ def test_ctrl_c_ends_no_worker_and_prints_nothing_of_theirs(spec: BackboneSpec) 
         print("started", flush=True)
         kinds = {type(m) for m in listen(3)}
         print("ready", flush=True)
-        while not interrupts or len(interrupts) < 10:
-            time.sleep(0.01)
         for worker in range(3):
             pool.send(worker, 1, 7, "backbone", query)
         kinds |= {type(m) for m in listen(3)}
-        print(kinds == {Ready, Result}, flush=True)
+        print(kinds == {Ready, Result}, len(interrupts) > 0, flush=True)
         pool.close(5.0)
     """
     parent = subprocess.Popen(
@@ -235,15 +251,14 @@ def test_ctrl_c_ends_no_worker_and_prints_nothing_of_theirs(spec: BackboneSpec) 
     try:
         assert parent.stdout is not None
         assert parent.stdout.readline() == "started\n"
-        for _ in range(20):  # while the interpreters of the workers start
-            os.killpg(parent.pid, signal.SIGINT)
-            time.sleep(0.02)
+        while not select.select([parent.stdout], [], [], 0.02)[0]:
+            os.killpg(parent.pid, signal.SIGINT)  # while the interpreters of the workers start
         assert parent.stdout.readline() == "ready\n"
         out, error = parent.communicate(timeout=60)
     finally:
         parent.kill()
         parent.wait()
-    assert (out, error) == ("True\n", "")
+    assert (out, error) == ("True True\n", "")
 
 
 def test_a_forked_copy_neither_ends_the_workers_nor_hides_their_deaths(
@@ -315,7 +330,7 @@ def run_parent(then: str, number: signal.Signals | None = None) -> list[int]:
             parent.stdout.close()
 
 
-def wait_for_end(pids: list[int | None] | list[int], timeout_s: float = 20.0) -> None:
+def wait_for_end(pids: list[int | None] | list[int], timeout_s: float = 60.0) -> None:
     until = time.monotonic() + timeout_s
     while alive := [pid for pid in pids if pid and psutil.pid_exists(pid) and is_worker(pid)]:
         assert time.monotonic() < until, f"still alive: {alive}"

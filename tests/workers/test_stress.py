@@ -72,12 +72,14 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> LinearModel:
     return model.saved(tmp_path_factory.mktemp("large") / "bundle")
 
 
-@pytest.mark.parametrize("in_flight", [1, 7, 64])
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("in_flight", [1, 64])
 def test_every_task_sent_to_a_process_ends_exactly_once(large: LinearModel, in_flight: int) -> None:
     specs = {"backbone": spec_of(large), "twin": spec_of(large)}
     Stress(ProcessPool(specs, WORKERS, in_flight), large, seed=in_flight, depth=in_flight).run()
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("depth", [1, 16])
 def test_every_task_sent_to_a_thread_ends_exactly_once(large: LinearModel, depth: int) -> None:
     models = dict.fromkeys(("backbone", "twin"), backbone_of(large))
@@ -94,8 +96,8 @@ class Stress:
         depth: each worker is given twice as many tasks at a time.
     """
 
-    ENOUGH = 12  # tasks that ended in each way
-    MOST_S = 15.0  # on a machine that is too busy for that
+    ENOUGH = 8  # tasks that ended in each way
+    MOST_S = 60.0  # on a machine that is too busy for that
 
     def __init__(
         self, pool: ProcessPool | ThreadPool, model: LinearModel, seed: int, depth: int
@@ -168,7 +170,7 @@ class Stress:
                 self.start(message.worker)
 
     def end_all(self) -> None:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 120
         while any(self.ledger.open.values()):
             assert time.monotonic() < until, f"never ended: {self.ledger.open}"
             self.resume_all()
