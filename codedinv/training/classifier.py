@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 from codedinv.data import load_image_set, to_queries
 from codedinv.nn import Backbone, build_backbone, build_head, macs
-from codedinv.training.augment import augmented
 from codedinv.training.descent import Descent
 from codedinv.training.images import load_training_images
+from codedinv.training.lessons import Lessons, teacher_answers
 from codedinv.training.loop import Run, autocast, run_to
 from codedinv.training.recipe import Recipe
 
+_OUTPUTS = 10  # the classes of every image set that recipes know
 
-def build_classifier(recipe: Recipe, outputs: int = 10) -> tuple[Backbone, nn.Module]:
+
+def build_classifier(recipe: Recipe, outputs: int = _OUTPUTS) -> tuple[Backbone, nn.Module]:
     """Makes the recipe's untrained backbone (with norm bounds) and head."""
     torch.manual_seed(recipe.seed)
     backbone = build_backbone({"kind": "iresnet", **recipe.backbone}, bounded=True)
@@ -60,8 +62,9 @@ def fit_classifier(
     backbone.to(target, memory_format=torch.channels_last)  # type: ignore[call-overload]
     head.to(target)
     parameters = [*backbone.parameters(), *head.parameters()]
-    steps_per_epoch = len(learnt) // settings.batch_size
-    steps = settings.epochs * steps_per_epoch
+    taught = teacher_answers(settings.teacher, learnt, _OUTPUTS) if settings.teacher else None
+    lessons = Lessons(learnt, settings, recipe.seed, taught, _OUTPUTS)
+    steps = settings.epochs * lessons.per_epoch
     descent = Descent.one_cycle(parameters, steps, settings.learning_rate, settings.weight_decay)
     run = Run({"backbone": backbone, "head": head}, [descent.optimizer], [descent.schedule])
     cross_entropy = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
@@ -70,25 +73,21 @@ def fit_classifier(
     def step(number: int) -> Mapping[str, Tensor]:
         backbone.train()
         head.train()
-        picked = epoch_batch(len(learnt), settings.batch_size, number, recipe.seed).to(target)
-        x, y = learnt.queries(picked), learnt.labels[picked]
-        x = augmented(x, settings.flip, settings.shift, settings.erase)
+        x, y = lessons(number)
         mixed = bool(torch.rand(()) < settings.mixup_share)
         partner = torch.randperm(len(x), device=target)
         share = float(beta.sample()) if mixed else 1.0
         at = int(torch.randint(len(backbone.layers) + 1, ())) if mixed else None
         with autocast(target, settings.autocast):
             logits = head(_mixed_forward(backbone, x, partner, share, at)).float()
-        loss = cross_entropy(logits, y)
-        if mixed:
-            loss = share * loss + (1 - share) * cross_entropy(logits, y[partner])
+        loss = cross_entropy(logits, torch.lerp(y[partner], y, share) if mixed else y)
         descent.step(loss)
         return {"loss": loss}
 
     def evaluate() -> Mapping[str, float]:
         return {"normal_accuracy": accuracy(backbone, head, *test)}
 
-    run_to(run, steps, step, evaluate, steps_per_epoch, out, "classifier", resume)
+    run_to(run, steps, step, evaluate, lessons.per_epoch, out, "classifier", resume)
     backbone.eval()
     head.eval()
     torch.save(
@@ -161,14 +160,6 @@ def accuracy(
         y = torch.from_numpy(labels[start : start + 1000]).to(device)
         right += int((head(backbone(x)).argmax(1) == y).sum())
     return 100.0 * right / len(images)
-
-
-def epoch_batch(size: int, batch: int, step: int, seed: int) -> Tensor:
-    """Indices of a step's batch: every epoch is its own permutation, so a resume continues it."""
-    per_epoch = size // batch
-    epoch, position = divmod(step, per_epoch)
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
-    return order[position * batch : (position + 1) * batch]
 
 
 def _mixed_forward(

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from codedinv.data import load_image_set
 from codedinv.nn import Backbone, SeparableNet, macs, widest_separable
-from codedinv.training.augment import augmented
-from codedinv.training.classifier import accuracy, epoch_batch
+from codedinv.training.classifier import accuracy
 from codedinv.training.descent import Descent
-from codedinv.training.fixed import FixedClassifier, mirrored_where
+from codedinv.training.fixed import FixedClassifier
 from codedinv.training.images import LabelledImages, load_training_images
+from codedinv.training.lessons import Lessons, teacher_answers
 from codedinv.training.loop import Run, autocast, run_to
 from codedinv.training.recipe import LightRecipe, Recipe
 
@@ -50,11 +50,12 @@ def fit_light(
     resume: bool = True,
     cache: Path | None = None,
 ) -> SeparableNet:
-    """Trains a light model on the classifier's answers and the labels, then calibrates it.
+    """Trains a light model on a teacher's answers and the labels, then calibrates it.
 
-    Its targets are `distillation` parts the classifier's answer to the image (as it is or
-    mirrored) and 1 - `distillation` parts the label; it sees the image shifted and erased afresh at
-    each step. One temperature, fitted on the held-out images, is then folded into its logits.
+    Its targets are `distillation` parts the answer of its teacher (the classifier itself, if the
+    recipe names no other) to the image as it is or mirrored, and 1 - `distillation` parts the
+    label; it sees the image shifted and erased afresh at each step. One temperature, fitted on the
+    held-out images, is then folded into its logits.
 
     Args:
         recipe: see Recipe.
@@ -72,28 +73,25 @@ def fit_light(
     target = torch.device(device)
     learnt, held_out = load_training_images(recipe, data, target)
     test = load_image_set(recipe.data, "test", data)
-    fixed = FixedClassifier.of(backbone, head, target)
-    taught = fixed.logits(fixed.embeddings(learnt, cache)).softmax(2)
+    if settings.teacher:
+        taught = teacher_answers(settings.teacher, learnt, _outputs(backbone, head))
+    else:
+        fixed = FixedClassifier.of(backbone, head, target)
+        taught = fixed.logits(fixed.embeddings(learnt, cache)).softmax(2)
     light = build_recipe_light(recipe, backbone, taught.shape[2]).to(target)
     light.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    answers = torch.lerp(
-        F.one_hot(learnt.labels, taught.shape[2]).float(), taught, settings.distillation
-    )
-    per_epoch = len(learnt) // settings.batch_size
-    steps = settings.epochs * per_epoch
+    lessons = Lessons(learnt, settings, recipe.seed, taught, taught.shape[2])
+    steps = settings.epochs * lessons.per_epoch
     descent = Descent.one_cycle(
         light.parameters(), steps, settings.learning_rate, settings.weight_decay
     )
 
     def step(number: int) -> Mapping[str, Tensor]:
         light.train()
-        picked = epoch_batch(len(learnt), settings.batch_size, number, recipe.seed).to(target)
-        view = torch.randint(2 if settings.flip else 1, (len(picked),), device=target)
-        x = mirrored_where(learnt.queries(picked), view)
-        x = augmented(x, shift=settings.shift, erase=settings.erase)
+        x, y = lessons(number)
         with autocast(target, settings.autocast):
             logits = light(x).float()
-        loss = F.cross_entropy(logits, answers[view, picked])
+        loss = F.cross_entropy(logits, y)
         descent.step(loss)
         return {"loss": loss}
 
@@ -101,7 +99,7 @@ def fit_light(
         return {"light_accuracy": accuracy(nn.Identity(), light, *test)}
 
     run = Run({"light": light}, [descent.optimizer], [descent.schedule])
-    run_to(run, steps, step, evaluate, per_epoch, out, "light", resume)
+    run_to(run, steps, step, evaluate, lessons.per_epoch, out, "light", resume)
     light.eval()
     if len(held_out):
         light.temperature.fill_(best_temperature(light, held_out))
@@ -127,6 +125,12 @@ def load_light(recipe: Recipe, backbone: Backbone, path: Path) -> SeparableNet:
     light = build_recipe_light(recipe, backbone, len(saved["light"]["linear.bias"]))
     light.load_state_dict(saved["light"])
     return light.eval()
+
+
+@torch.no_grad()
+def _outputs(backbone: Backbone, head: nn.Module) -> int:
+    device = next(head.parameters()).device
+    return int(head(torch.zeros(1, *backbone.embedding_shape, device=device)).shape[1])
 
 
 @torch.no_grad()

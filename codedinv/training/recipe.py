@@ -25,6 +25,8 @@ class ClassifierRecipe(_Section):
         flip: random horizontal flips.
         shift: random shifts by at most this many pixels each way.
         erase: side of a square that is blanked in half of the images (0: none).
+        teacher: name or folder of a bundle whose answers are mixed into the labels; none: "".
+        distillation: the teacher's share of the targets.
         autocast: bfloat16 autocast.
     """
 
@@ -38,6 +40,8 @@ class ClassifierRecipe(_Section):
     flip: bool = True
     shift: int = Field(0, ge=0)
     erase: int = Field(0, ge=0)
+    teacher: str = ""
+    distillation: float = Field(0.5, ge=0, le=1)
     autocast: bool = True
 
 
@@ -47,7 +51,8 @@ class LightRecipe(_Section):
     Attributes:
         budget: its multiply-accumulates over the backbone's, at most.
         epochs, batch_size, learning_rate, weight_decay: AdamW with a one-cycle schedule.
-        distillation: share of the classifier's answer in its targets; the rest is the label.
+        teacher: name or folder of the bundle that it is distilled from; "": the classifier itself.
+        distillation: the teacher's share of the targets; the rest is the label.
         flip, shift, erase: as for the classifier.
         autocast: bfloat16 autocast.
     """
@@ -57,6 +62,7 @@ class LightRecipe(_Section):
     batch_size: int = Field(128, gt=1)
     learning_rate: float = Field(8e-3, gt=0)
     weight_decay: float = Field(5e-3, ge=0)
+    teacher: str = ""
     distillation: float = Field(0.5, ge=0, le=1)
     flip: bool = True
     shift: int = Field(1, ge=0)

@@ -29,6 +29,8 @@ from codedinv.training import (
 )
 from codedinv.training.classifier import build_classifier
 from codedinv.training.encoder import build_recipe_encoder
+from codedinv.training.images import LabelledImages, load_training_images
+from codedinv.training.lessons import teacher_answers
 from codedinv.training.light import build_recipe_light
 
 TINY = """
@@ -162,6 +164,40 @@ def test_a_light_model_learns_from_the_classifier_within_its_budget(
     assert float(light.temperature) != 1, "it was calibrated on the held-out images"
     again = load_light(recipe, backbone, tmp_path / "light.pt")
     torch.testing.assert_close(again(x), light(x))
+
+
+@pytest.fixture(scope="module")
+def mislabelled(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same images, every training image labelled 0."""
+    folder = tmp_path_factory.mktemp("mislabelled")
+    for file in data.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    _write_idx(folder / "train-labels-idx1-ubyte", np.zeros(800, np.uint8))
+    return folder
+
+
+def test_classifier_and_light_model_learn_from_a_bundles_answers_what_no_label_tells(
+    mislabelled: Path, tmp_path: Path
+) -> None:
+    taught = 'teacher = "fashion-mnist"\ndistillation = 1.0'
+    recipe = _recipe(
+        tmp_path,
+        ("[classifier]", f"[classifier]\n{taught}"),
+        ("[light]", f"[light]\n{taught}"),
+    )
+    backbone, head = fit_classifier(recipe, tmp_path, mislabelled)
+    saved = torch.load(tmp_path / "classifier.pt", weights_only=True)
+    assert saved["normal_accuracy"] > 50
+    fit_light(recipe, backbone, head, tmp_path, mislabelled)
+    saved = torch.load(tmp_path / "light.pt", weights_only=True)
+    assert saved["light_accuracy"] > 40
+
+
+def test_a_teacher_of_other_classes_is_refused(classifier: Path, data: Path) -> None:
+    learnt, _ = load_training_images(_recipe(classifier.parent), data)
+    few = LabelledImages(learnt.images[:2], learnt.labels[:2])
+    with pytest.raises(ValueError, match=r"expected a model of 3 classes, got 'fashion-mnist'"):
+        teacher_answers("fashion-mnist", few, 3)
 
 
 def test_an_encoder_groups_by_the_light_models_classes(
