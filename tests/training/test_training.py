@@ -317,7 +317,11 @@ def test_a_classifier_of_another_kind_trains_by_the_same_recipe(data: Path, tmp_
 
 CODED = ["fashion-mnist-k2", "fashion-mnist", "fashion-mnist-k10"]
 FULL = ["fashion-mnist-full", "fashion-mnist-full-k10"]
-GUIDED = ["fashion-mnist-guided", "fashion-mnist-guided-k10"]
+GUIDED = [
+    "fashion-mnist-guided-k2",
+    "fashion-mnist-guided",
+    "fashion-mnist-guided-k10",
+]
 
 
 @pytest.mark.parametrize("name", CODED + FULL)
