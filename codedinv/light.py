@@ -89,8 +89,22 @@ def confidence(logits: NDArray[Any]) -> NDArray[np.float64]:
     return sure
 
 
+def lead(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """How far the likeliest class is ahead of the second: (..., outputs) -> (...), log odds.
+
+    What tells best where a second opinion pays: the better model mostly decides between the light
+    model's first two classes, so an answer with several weak rivals is less doubtful than its
+    probability says. With a single output there is no rival: infinite.
+    """
+    if logits.shape[-1] < 2:
+        return np.full(logits.shape[:-1], np.inf)
+    best = np.partition(logits.astype(np.float64), -2, axis=-1)
+    ahead: NDArray[np.float64] = best[..., -1] - best[..., -2]
+    return ahead
+
+
 def least_sure(logits: NDArray[Any], count: int = 1) -> NDArray[np.int64]:
-    """Slots of each group's least sure queries, the least sure first.
+    """Slots of each group's least sure queries, those with the smallest lead, the smallest first.
 
     Args:
         logits: (..., k, outputs), the light model's for a group.
@@ -99,5 +113,5 @@ def least_sure(logits: NDArray[Any], count: int = 1) -> NDArray[np.int64]:
     Returns:
         (..., count) slots; of equally sure ones the lower.
     """
-    order = np.argsort(confidence(logits), axis=-1, kind="stable")
+    order = np.argsort(lead(logits), axis=-1, kind="stable")
     return order[..., :count].astype(np.int64)

@@ -12,7 +12,7 @@ import torch
 from codedinv.bundle import CodedModel
 from codedinv.bundle_folder import file_sizes
 from codedinv.coding import Code
-from codedinv.light import Fusion, LightModel, confidence, least_sure
+from codedinv.light import Fusion, LightModel, confidence, lead, least_sure
 from codedinv.nn import LinearHead, ResNet, ResNetConfig, ResNetStage, SeparableNet
 
 SHAPE = (1, 28, 28)
@@ -167,3 +167,12 @@ def test_the_least_sure_queries_of_a_group_come_first() -> None:
     assert least_sure(logits).tolist() == [[1], [2]]
     assert least_sure(logits, 2).tolist() == [[1, 2], [2, 0]], "of equally sure ones the lower"
     assert confidence(logits)[1, 2] == pytest.approx(0.25)
+
+
+def test_a_near_rival_raises_more_doubt_than_many_weak_ones() -> None:
+    near = np.log(np.array([0.55, 0.44, 0.01]))
+    spread = np.log(np.array([0.50, 0.25, 0.25]))
+    assert confidence(near) > confidence(spread)
+    assert least_sure(np.stack([spread, near])).tolist() == [1]
+    np.testing.assert_allclose(lead(np.stack([near, spread])), np.log([55 / 44, 2]))
+    assert lead(np.zeros((3, 1))).tolist() == [np.inf] * 3, "a single class has no rival"

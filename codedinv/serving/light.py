@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from codedinv.light import confidence
+from codedinv.light import lead
 from codedinv.schemes import Scheme, ServedModel
 from codedinv.schemes.scheme import Array
 
@@ -45,7 +45,7 @@ def build_sorter(
         logits = np.asarray(light(queries)[task])
         alike = grouping == "alike"
         buckets = logits.argmax(axis=1).tolist() if alike else [0] * len(queries)
-        return Sorted(buckets, (1.0 - confidence(logits)).tolist())
+        return Sorted(buckets, (-lead(logits)).tolist())
 
     return sort
 
