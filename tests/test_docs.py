@@ -120,28 +120,30 @@ def test_the_tables_of_wrong_results_are_what_the_receipt_says(
 
 def some_result(**changes: object) -> dict[str, object]:
     ways = {
-        "arrival": {"mean": 87.0, "over_light": None},
+        "arrival": {"mean": 87.0, "over_light": None, "beaten_by": ["light"]},
         "arrival + fused": {"mean": 89.0, "over_light": {"mean": 1.0, "low": 0.5, "high": 1.5}},
     }
     return {
         "model": "m", "scheme": "invertible", "n": 5, "k": 4, "encoder_over_backbone": 0.08,
-        "light_over_backbone": 0.05, "A_n": 90.0, "A_d": 87.0, "retained_gain": -0.5,
+        "light_over_backbone": 0.05, "A_n": 90.0, "A_d": 89.0, "retained_gain": 0.5,
         "controls": {"light": 88.0, "head_alone": 85.0, "plain_sum": 40.0, "affine_share": 0.9},
-        "beaten_by": ["light"], "A_d_by_way": ways,
+        "beaten_by": [], "A_d_by_way": ways,
         "interval95": {name: [1.0, 3.5] for name in ("A_n", "A_d")}, **changes,
     }  # fmt: skip
 
 
 def test_a_table_shows_every_model_beside_its_controls_and_marks_the_beaten() -> None:
     guided = some_result(
-        model="g", scheme="guided", beaten_by=[], A_d_by_way={"arrival": {"mean": 87.0}}
+        model="g", scheme="guided", beaten_by=["light"], A_d_by_way={"arrival": {"mean": 89.0}}
     )
     lines = accuracy_tables([{"result": some_result()}, {"result": guided}]).splitlines()
     assert lines[2] == (
-        "| `m` | invertible | (5, 4) | 2.0% | 90.00 ± 1.25 | 87.00 ± 1.25 (beaten: light model) "
-        "| -0.50 | 88.00 | 85.00 | 40.00 | 0.90 |"
+        "| `m` | invertible | (5, 4) | 2.0% | 90.00 ± 1.25 | 89.00 ± 1.25 "
+        "| 0.50 | 87.00 (beaten: light model) | 88.00 | 85.00 | 40.00 | 0.90 |"
     )
-    assert lines[3].startswith("| `g` | guided | (5, 4) | 5.0% | 90.00 ± 1.25 | 87.00 ± 1.25 |")
+    assert lines[3].startswith(
+        "| `g` | guided | (5, 4) | 5.0% | 90.00 ± 1.25 | 89.00 ± 1.25 (beaten: light model) |"
+    )
     assert lines[7:] == ["| `m` | 87.00 | - | - | 89.00 (+1.00 ± 0.50) | - |"], "guided has one way"
 
 

@@ -16,6 +16,7 @@ from codedinv.experiments.controls import (
     beaten_by,
     costs,
     measure_controls,
+    price_of,
     retained_gain,
 )
 
@@ -68,7 +69,8 @@ def as_report(
 ) -> dict[str, Any]:
     """The result as plain JSON: accuracies in percent with intervals, controls, costs in MACs."""
     macs = model.metadata["macs"]
-    degraded, worth, over = accuracy.degraded.mean, accuracy.worth, accuracy.over_light
+    degraded, served = accuracy.degraded.mean, accuracy.served
+    worth, over = accuracy.worth, accuracy.over_light
     cost = costs(model)
     return {
         "model": model.name,
@@ -83,17 +85,19 @@ def as_report(
         "unit": "percent",
         "A_n": accuracy.normal.mean,
         "A_d": degraded,
+        "served": served,
         "agreement": accuracy.agreement.mean,
         "whole_group": accuracy.whole_group.mean,
-        "retained_gain": retained_gain(over.get("arrival"), worth),
+        "retained_gain": retained_gain(over.get(served), worth),
         "workers_worth": None if worth is None else asdict(worth),
         "controls": asdict(controls),
-        "beaten_by": beaten_by(degraded, controls, cost),
+        "beaten_by": beaten_by(degraded, served, controls, cost),
         "A_d_by_way": {
             way: {
                 **asdict(estimate),
                 "over_light": asdict(over[way]) if way in over else None,
                 "retained_gain": retained_gain(over.get(way), worth),
+                "beaten_by": beaten_by(estimate.mean, way, controls, cost),
             }
             for way, estimate in accuracy.degraded_by_way.items()
         },
@@ -128,11 +132,12 @@ def as_table(report: dict[str, Any]) -> Table:
     )
     for heading in ("", "%", "95 % interval", "MACs per query"):
         table.add_column(heading, justify="left" if not heading else "right")
-    beaten = ", ".join(_CONTROLS[name] for name in report["beaten_by"])
-    mark = f" - BEATEN by: {beaten}" if beaten else ""
+    served = report["served"]
+    how = ", fused with the light model" if served.endswith("fused") else ""
+    mark = f"{how}{_beaten(report)}"
     rows = {
         "A_n": ("normal accuracy A_n (exact answers)", "exact"),
-        "A_d": (f"degraded accuracy A_d (1 of {k} lost, each slot in turn){mark}", "degraded"),
+        "A_d": (f"degraded accuracy A_d (1 of {k} lost, each in turn){mark}", price_of(served)),
         "agreement": ("agreement of degraded with exact", None),
         "whole_group": (f"accuracy of a whole group that lost 1 of {k}", None),
     }
@@ -145,10 +150,10 @@ def as_table(report: dict[str, Any]) -> Table:
             table.add_row(f"A_d with {lost} of {k} lost", *cells, "")
     table.add_section()
     for way, found in report["A_d_by_way"].items():
-        if way != "arrival":
+        if way != served:
             cells = _cells(found["mean"], found["low"], found["high"])
-            price = "fused" if way == "arrival + fused" else "alike"
-            table.add_row(f"A_d {_WAYS[way]}{_gain(found)}", *cells, _price(report, price))
+            label = f"A_d {_WAYS[way]}{_gain(found)}{_beaten(found)}"
+            table.add_row(label, *cells, _price(report, price_of(way)))
     table.add_section()
     for name, label in _CONTROLS.items():
         value = report["controls"][name]
@@ -174,6 +179,11 @@ def _caption(report: dict[str, Any]) -> str:
             else f"Retained gain R = (A_d - A_light) / (A_n - A_light) = {gain:.2f}."
         )
     return "\n".join(lines)
+
+
+def _beaten(found: dict[str, Any]) -> str:
+    beaten = ", ".join(_CONTROLS[name] for name in found["beaten_by"])
+    return f" - BEATEN by: {beaten}" if beaten else ""
 
 
 def _gain(found: dict[str, Any]) -> str:

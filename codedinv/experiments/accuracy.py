@@ -47,14 +47,16 @@ class Accuracy:
 
     Attributes:
         normal: A_n, right answers among exact ones, over all images.
-        degraded: A_d, right answers among degraded ones as the model's scheme gives them to groups
-            in order of arrival, one data slot lost, every slot in turn.
+        degraded: A_d, right answers among degraded ones as a server gives them to groups in order
+            of arrival: fused with the light model's where the model has weights for that. One data
+            slot lost, every slot in turn.
+        served: the way of these answers, "arrival" or "arrival + fused".
         degraded_by_lost: the same with m data slots of a group lost, m = 1..r, over every set of
             m lost slots and every set of m parity results.
         degraded_by_slot: A_d of each data slot.
         degraded_by_way: A_d of each way of grouping ("arrival"; with a light model also "choosing",
             alike ones among 16 k queries, and "alike", among all), and each "+ fused".
-        agreement: degraded answers that equal the exact answer, right or wrong.
+        agreement: served degraded answers that equal the exact answer, right or wrong.
         whole_group: right answers among all k of a group, one of them degraded.
         light: right answers of the light model, over all images; None without one.
         worth: A_n minus the light model's accuracy, image by image: what workers are paid for.
@@ -65,6 +67,7 @@ class Accuracy:
 
     normal: Estimate
     degraded: Estimate
+    served: str
     degraded_by_lost: dict[int, Estimate]
     degraded_by_slot: list[float]
     degraded_by_way: dict[str, Estimate]
@@ -115,6 +118,8 @@ def evaluate(
     progress(f"exact answers of {len(queries)} images")
     known = known_of(model, queries, task) if known is None else known
     exact = known.exact.argmax(axis=1)
+    fused = known.light is not None and model.fusion is not None
+    served = "arrival + fused" if fused else "arrival"
     by_way: dict[str, list[Outcomes]] = {}
     by_lost: dict[int, list[Outcomes]] = {lost: [] for lost in range(1, model.code.r + 1)}
     agreement: list[Outcomes] = []
@@ -130,14 +135,16 @@ def evaluate(
                 slots = np.broadcast_to(lost, images.shape)
                 for way, given in answers.items():
                     right = Outcomes(given == labels[images], images, rows, slots)
-                    if way == "arrival":
+                    if way == served:
                         by_lost[len(lost)].append(right)
                     if len(lost) == 1:
                         by_way.setdefault(way, []).append(right)
-                if kind == "arrival" and len(lost) == 1:
-                    agreed = answers["arrival"] == exact[images]
+                if served in answers and len(lost) == 1:
+                    agreed = answers[served] == exact[images]
                     agreement.append(Outcomes(agreed, images, rows, slots))
-    return _summary(known, exact == labels, labels, by_way, by_lost, agreement, k, groupings)
+    return _summary(
+        known, exact == labels, labels, by_way, by_lost, agreement, served, k, groupings
+    )
 
 
 def known_of(model: CodedModel, queries: Floats, task: str | None = None) -> Known:
@@ -170,6 +177,7 @@ def _summary(
     by_way: Mapping[str, list[Outcomes]],
     by_lost: Mapping[int, list[Outcomes]],
     agreement: list[Outcomes],
+    served: str,
     k: int,
     groupings: int,
 ) -> Accuracy:
@@ -188,6 +196,7 @@ def _summary(
     return Accuracy(
         normal=interval(right_exactly, images),
         degraded=one_lost.estimate(),
+        served=served,
         degraded_by_lost={
             lost: Outcomes.concatenated(outcomes).estimate() for lost, outcomes in by_lost.items()
         },

@@ -147,9 +147,24 @@ def costs(model: CodedModel) -> dict[str, float | None]:
     }
 
 
-def beaten_by(degraded: float, controls: Controls, cost: dict[str, float | None]) -> list[str]:
-    """Controls that cost less than the scheme and answer at least as well."""
-    own = cost["degraded"]
+def price_of(way: str) -> str:
+    """The key in `costs` of a way to group and mix, such as "choosing + fused"."""
+    if way == "arrival":
+        return "degraded"
+    return "fused" if way == "arrival + fused" else "alike"
+
+
+def beaten_by(
+    degraded: float, way: str, controls: Controls, cost: dict[str, float | None]
+) -> list[str]:
+    """Controls that cost less than that way of answering and answer at least as well.
+
+    Args:
+        degraded: A_d of the way.
+        way: of grouping and mixing.
+        controls, cost: what was measured, and `costs`.
+    """
+    own = cost[price_of(way)]
     if own is None:
         return []
     found = []

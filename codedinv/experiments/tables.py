@@ -28,9 +28,9 @@ def accuracy_tables(receipts: Sequence[dict[str, Any]]) -> str:
     """
     results = [receipt["result"] for receipt in receipts]
     lines = [
-        "| model | scheme | (n, k) | front end | A_n | A_d | R | light | head alone | plain sum "
-        "| affine share |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| model | scheme | (n, k) | front end | A_n | A_d as served | R | A_d, code alone | light "
+        "| head alone | plain sum | affine share |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
         *(_row(_controlled(result)) for result in results),
     ]
     by_way = [result for result in results if len(result["A_d_by_way"]) > 1]
@@ -71,20 +71,26 @@ def accuracy_receipts(folder: Path) -> list[dict[str, Any]]:
 def _controlled(result: dict[str, Any]) -> list[str]:
     """The cells of a model's row: what it reaches, and what its controls do."""
     controls, gain = result["controls"], result["retained_gain"]
-    beaten = ", ".join(_NAMES[name] for name in result["beaten_by"])
+    alone = None if result["scheme"] == "guided" else result["A_d_by_way"]["arrival"]
     return [
         f"`{result['model']}`",
         result["scheme"],
         f"({result['n']}, {result['k']})",
         f"{_front_end(result):.1%}",
         _with_interval(result, "A_n"),
-        _with_interval(result, "A_d") + (f" (beaten: {beaten})" if beaten else ""),
+        _with_interval(result, "A_d") + _beaten(result),
         "-" if gain is None else f"{gain:.2f}",
+        "-" if alone is None else f"{alone['mean']:.2f}" + _beaten(alone),
         _or_dash(controls["light"]),
         _or_dash(controls["head_alone"]),
         _or_dash(controls["plain_sum"]),
         f"{controls['affine_share']:.2f}",
     ]
+
+
+def _beaten(found: dict[str, Any]) -> str:
+    beaten = ", ".join(_NAMES[name] for name in found["beaten_by"])
+    return f" (beaten: {beaten})" if beaten else ""
 
 
 def _front_end(result: dict[str, Any]) -> float:

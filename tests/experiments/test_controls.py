@@ -80,7 +80,7 @@ def test_every_way_of_grouping_is_measured_alone_and_fused(with_light: CodedMode
     ways = accuracy.degraded_by_way
     kinds = ("arrival", "choosing", "alike")
     assert set(ways) == {*kinds, *(f"{kind} + fused" for kind in kinds)}
-    assert ways["arrival"] == accuracy.degraded
+    assert (accuracy.served, ways["arrival + fused"]) == ("arrival + fused", accuracy.degraded)
     # Weights (1, 0) leave the decoded answers, (0, 1) the light model's.
     assert ways["arrival + fused"].mean == pytest.approx(ways["arrival"].mean)
     assert accuracy.light is not None
@@ -137,9 +137,10 @@ def test_answers_are_compared_with_the_light_models_image_by_image() -> None:
 
 def test_a_cheaper_control_that_does_as_well_beats_the_code() -> None:
     controls = Controls(light=88.0, head_alone=85.0, plain_sum=90.0, affine_share=0.9)
-    cost = {"degraded": 10.0, "light": 1.0, "head_alone": 1.0, "plain_sum": 12.0}
-    assert beaten_by(87.0, controls, cost) == ["light"], "the plain sum costs more here"
-    assert beaten_by(89.0, controls, cost) == []
+    cost = {"degraded": 10.0, "fused": 13.0, "light": 1.0, "head_alone": 1.0, "plain_sum": 12.0}
+    assert beaten_by(87.0, "arrival", controls, cost) == ["light"], "the plain sum costs more here"
+    assert beaten_by(89.0, "arrival", controls, cost) == []
+    assert beaten_by(89.0, "arrival + fused", controls, cost) == ["plain_sum"], "and less here"
 
 
 def test_fusion_trusts_the_answer_that_knows_and_ignores_noise() -> None:
