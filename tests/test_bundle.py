@@ -23,6 +23,7 @@ from codedinv.bundle import CodedModel, bundled_names
 from codedinv.bundle_folder import SCHEMA_VERSION, file_sizes
 from codedinv.coding import Code
 from codedinv.errors import BundleError
+from codedinv.experiments.accuracy import evaluate
 from codedinv.runtimes import choose_runtime
 
 FILES = [
@@ -480,6 +481,27 @@ def test_a_bundled_model_is_cheap_to_encode_and_inverts(name: str) -> None:
     queries = data.to_queries(images[:50])
     back, _ = model.modules.backbone.inverse(torch.from_numpy(model.embed(queries)))
     assert np.abs(back.numpy() - queries).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [
+        ("fashion-mnist-guided-k2", 0.9),
+        ("fashion-mnist-guided", 0.75),
+        ("fashion-mnist-guided-k10", 0.5),
+    ],
+)
+def test_a_bundled_guided_model_keeps_most_of_what_its_workers_add(name: str, share: float) -> None:
+    model = CodedModel.load(name)
+    assert model.scheme == "guided"
+    assert "encoder" not in model.metadata["macs"]
+    assert model.metadata["macs"]["light"] <= 0.02 * model.metadata["macs"]["backbone"]
+    assert model.metadata["metrics"]["retained_gain"] >= share
+    images, labels = data.load_test_images()
+    accuracy = evaluate(model, data.to_queries(images), labels)
+    assert accuracy.worth is not None
+    kept = accuracy.over_light["arrival"].mean / accuracy.worth.mean
+    assert kept > share - 0.15, "1,000 of the 10,000 images"
 
 
 def test_a_model_knows_the_hashes_of_the_files_that_it_was_loaded_from(
