@@ -1,8 +1,9 @@
 """The same mishaps in every run: the same workers, by the same arrivals.
 
 Which worker holds a query at a moment differs from run to run, and a kill that hits an idle worker
-costs nobody anything. So the victim is fixed, and it is killed at the first moment from its arrival
-on at which it holds work.
+costs nobody anything. So the victim is fixed. From its arrival on it stands still (SIGSTOP), and it
+is killed as soon as it holds a query: at once if it was at work, else with the next one that it is
+given. So in every run somebody's query dies.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 _WATCH_S = 0.003  # after each query; it is at its worker in a millisecond
+_LOOK_EVERY_S = 0.0003  # each look is a turn of the server's loop
 _PATIENCE = 50  # queries; with ten workers the victim gets every tenth
 
 
@@ -82,25 +84,22 @@ class Mishaps:
                 self._server.pool.slow(mishap.worker, mishap.seconds)
                 at_work = self._holds_work(mishap.worker)
             else:
-                at_work = self._killed_at_work(mishap.worker)
+                if number == mishap.after:
+                    self._server.pool.pause(mishap.worker)
+                at_work = self._watch(mishap.worker)
                 if not at_work and number < mishap.after + _PATIENCE:
                     continue
-                if not at_work:
-                    self._server.pool.kill(mishap.worker)
+                self._server.pool.kill(mishap.worker)
             self._pending.remove(mishap)
             self.struck.append(Struck(mishap, number, at_work))
             self._tell(mishap)
 
-    def _killed_at_work(self, worker: int) -> bool:
-        pool, give_up = self._server.pool, time.monotonic() + _WATCH_S
-        while time.monotonic() < give_up:
-            if self._holds_work(worker):
-                pool.pause(worker)  # or it might be done before the signal comes
-                if self._holds_work(worker):
-                    pool.kill(worker)
-                    return True
-                pool.resume(worker)
-        return False
+    def _watch(self, worker: int) -> bool:
+        """Is it given a query within the next few milliseconds, or has it one?"""
+        give_up = time.monotonic() + _WATCH_S
+        while not (found := self._holds_work(worker)) and time.monotonic() < give_up:
+            time.sleep(_LOOK_EVERY_S)
+        return found
 
     def _holds_work(self, worker: int) -> bool:
         return bool(self._server.stats().workers[worker] == "busy")

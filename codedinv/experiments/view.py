@@ -29,7 +29,7 @@ _STYLES = {
     "ready": "green", "busy": "green", "starting": "yellow", "dead": "red",
     "quarantined": "magenta", "vacant": "dim",
 }  # fmt: skip
-_TILE_WIDTH = 13
+_TILE_WIDTH = 15
 
 
 class _Stats(Protocol):
@@ -158,6 +158,7 @@ class Tile:
             Align.center(text),
             title=f"worker {self._worker}",
             width=_TILE_WIDTH,
+            padding=0,
             border_style=style.rpartition(" on ")[2],
             style=style if " on " in style else "",
         )
