@@ -16,6 +16,7 @@ from codedinv import data
 from codedinv.bundle import CodedModel
 from codedinv.cli.reports import as_table, full_report
 from codedinv.experiments.fusing import fit_fusion
+from codedinv.experiments.images import learnt_data
 from codedinv.experiments.receipts import circumstances, command_line
 from codedinv.nn import Backbone
 from codedinv.training.classifier import fit_classifier, fit_head_alone, load_classifier
@@ -171,7 +172,7 @@ def make_model(
     provenance = {
         "recipe": recipe.model_dump(mode="json"),
         "seed": recipe.seed,
-        **_data_of(job, learnt.labels),
+        **learnt_data(recipe.data, job.folder, int(learnt.labels.max()) + 1),
         "commands": job.commands(job.out),
         "trained_on": torch.cuda.get_device_name() if job.device == "cuda" else "cpu",
         **circumstances(),
@@ -194,19 +195,6 @@ def make_model(
         return model
     fusion = fit_fusion(model, held_out.queries().numpy(), held_out.labels.numpy(), recipe.seed)
     return CodedModel.from_modules(**parts, fusion=fusion.weights)
-
-
-def _data_of(job: _Job, labels: torch.Tensor) -> dict[str, Any]:
-    """Which data set a model has learnt, so that it is evaluated and shown on that one."""
-    about = {"data_set": job.recipe.data, "classes": int(labels.max()) + 1}
-    if job.folder is None:
-        return about
-    images, _ = data.load_image_set(job.recipe.data, "test", job.folder)
-    if data.is_fashion_mnist(images):
-        return about | {"data_set": "fashion-mnist"}
-    folder = job.folder.expanduser().resolve()
-    name = job.recipe.data if job.recipe.data != "fashion-mnist" else folder.name
-    return about | {"data_set": name, "data_folder": str(folder)}
 
 
 def _write_bundle(job: _Job, model: CodedModel) -> None:

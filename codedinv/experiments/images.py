@@ -105,6 +105,29 @@ def load_images(
     return images, labels, f"the {len(images):,} {_TITLES[name]} {split} images"
 
 
+def learnt_data(name: str, folder: Path | None, classes: int) -> dict[str, Any]:
+    """What the provenance of a model says of the data set that it has learnt.
+
+    Args:
+        name: of the data set, as its recipe says; that is "fashion-mnist" where it says nothing.
+        folder: where its files lie, if the user gave one.
+        classes: of the training images.
+
+    Returns:
+        `data_set`, `classes`, and `data_folder` where the data set is not the installed one.
+    """
+    about = {"data_set": name, "classes": classes}
+    if folder is None:
+        return about
+    if data.is_fashion_mnist(data.load_image_set(name, "test", folder)[0]):
+        return about | {"data_set": "fashion-mnist"}
+    where = folder.expanduser().resolve()
+    return about | {
+        "data_set": where.name if name == "fashion-mnist" else name,
+        "data_folder": str(where),
+    }
+
+
 def _provenance(model: CodedModel) -> dict[str, Any]:
     return dict(model.metadata.get("provenance") or {})
 

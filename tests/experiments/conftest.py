@@ -12,6 +12,8 @@ from codedinv.bundle import CodedModel
 from codedinv.coding import Code
 from codedinv.nn import SeparableNet
 
+torch.set_num_threads(1)  # small models; on a busy machine threads wait for each other
+
 
 @pytest.fixture(scope="session")
 def lit_model(make_small_model: Callable[..., CodedModel]) -> CodedModel:

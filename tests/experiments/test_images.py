@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from codedinv import data
-from codedinv.experiments.images import load_images, load_test_images
+from codedinv.experiments.images import learnt_data, load_images, load_test_images
 
 
 def model_of(outputs: int = 10, shape: tuple[int, ...] = (1, 28, 28), **provenance: Any) -> Any:
@@ -76,3 +76,13 @@ def test_a_model_that_names_no_images_asks_for_them(provenance: dict[str, str]) 
 def test_fashion_mnist_is_known_by_its_images(bars: Path) -> None:
     assert data.is_fashion_mnist(data.load_test_images()[0][:5])
     assert not data.is_fashion_mnist(data.load_image_set("fashion-mnist", "test", bars)[0])
+
+
+def test_training_notes_the_users_own_folder_and_its_classes(bars: Path, idx_folder: Path) -> None:
+    noted = learnt_data("fashion-mnist", bars, 3)
+    assert noted == {"data_set": bars.name, "data_folder": str(bars), "classes": 3}
+    assert len(load_test_images(model_of(**noted), None).queries) == 12
+    assert learnt_data("mnist", bars, 3)["data_set"] == "mnist"
+    assert learnt_data("fashion-mnist", None, 10) == {"data_set": "fashion-mnist", "classes": 10}
+    copied = learnt_data("fashion-mnist", idx_folder, 10)
+    assert copied == {"data_set": "fashion-mnist", "classes": 10}, "known by its images"
