@@ -49,9 +49,10 @@ def caption(summary: Mapping[str, Any]) -> list[str]:
         f"in each column. Latency counts from the scheduled arrival; of so many queries {beyond} "
         f"took longer than the p99.9.",
         "Extra worker calls: backbone calls beyond one per query (copies, hedges, parity queries, "
-        "what was sent again after a death, probes of a slow worker). Of the two coded columns at "
-        f"most r/k = {r / k:.0%} are parities: a group whose queries are all answered "
-        "before they are made sends none. Nor is a copy sent of a query that is answered by then.",
+        "what was sent again after a death, probes of a slow worker). The two coded columns send "
+        f"r/k = {r / k:.0%} of parities or copies where every group needs them; a group whose "
+        "queries are all answered before they are made sends none. Nor does replication copy a "
+        "query that is answered by then.",
         "Extra front-end work: multiply-accumulates for each query, over one backbone call.",
         "Hedged: a second worker after the p95 of recent service times, for at most 5 % of the "
         "queries; a worker that is always slow gets queries only when the others are full.",

@@ -231,11 +231,12 @@ def _fitting_rate(model: CodedModel) -> float:
     """Queries per second at which the workers' backbones take `_TARGET_LOAD` of the cores."""
     query = model.anchors.queries[:1]
     times = []
-    for _ in range(30):
+    for _ in range(60):
         begin = time.perf_counter()
         model.embed(query)
         times.append(time.perf_counter() - begin)
-    work_s = float(np.median(times)) * model.code.n / model.code.k
+    # A p90 and no median: on a busy machine it is the slow calls that fill the queues.
+    work_s = float(np.quantile(times, 0.9)) * model.code.n / model.code.k
     cores = len(os.sched_getaffinity(0))
     return float(np.clip(_TARGET_LOAD * cores / work_s, *_RATES))
 

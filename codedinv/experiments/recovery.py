@@ -99,12 +99,12 @@ def recover(
     results = {slot: embeddings[slot] for slot in range(len(queries)) if slot != lost}
     results[len(queries)] = model.embed(parity[np.newaxis])[0]
     decoded = model.head(model.reconstruct(results)[lost][np.newaxis])[0]
-    given = decoded
-    if model.fusion is not None and light is not None:
-        given = model.fusion(decoded, light[lost], "arrival")
-    answers = {GIVEN: given, CODE: decoded}
-    answers |= {} if light is None else {LIGHT: light[lost]}
-    answers |= {EXACT: exact}
+    answers = {GIVEN: decoded}
+    if light is not None and model.fusion is not None:
+        answers = {GIVEN: model.fusion(decoded, light[lost], "arrival"), CODE: decoded}
+    if light is not None:
+        answers[LIGHT] = light[lost]
+    answers[EXACT] = exact
     return Recovered(queries, labels, lost, parity, None, _probabilities(answers))
 
 
@@ -155,7 +155,7 @@ def draw_answers(axes: Axes, group: Recovered, class_names: Sequence[str]) -> No
             fontsize=9 if is_given else 8, fontweight="bold" if is_given else "normal",
             color=colour if is_given else "black",
         )  # fmt: skip
-    axes.set(xlim=(0, 1.75), ylim=(0.6 - len(group.answers), 0.6), xticks=[])
+    axes.set(xlim=(0, 1.75), ylim=(0.4 - len(group.answers), 0.6), xticks=[])
     axes.set_yticks([-place for place in range(len(group.answers))], list(group.answers))
     axes.tick_params(axis="y", length=0, labelsize=8)
     axes.get_yticklabels()[0].set_fontweight("bold")

@@ -159,7 +159,7 @@ class Tile:
             title=f"worker {self._worker}",
             width=_TILE_WIDTH,
             padding=0,
-            border_style=style.rpartition(" on ")[2],
+            border_style=style,
             style=style if " on " in style else "",
         )
 
