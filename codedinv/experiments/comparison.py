@@ -13,6 +13,7 @@ from codedinv.experiments.tally import LATE_S, QUANTILES
 
 Run = Mapping[str, Any]
 _GAP = "-"
+_NOTEWORTHY = 0.1  # of the cores, at work for others
 
 
 def rows(summary: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
@@ -59,6 +60,13 @@ def caption(summary: Mapping[str, Any]) -> list[str]:
         "Degraded: not the backbone's own answer of that query. Below: how many of them are right, "
         "and how many exact answers, or the light model's alone, would have been.",
     ]
+    others = [run["others_cores"] for run in summary["runs"].values()]
+    if any(cores is not None and cores > _NOTEWORTHY * summary["cores"] for cores in others):
+        each = ", ".join(f"{cores:.1f}" for cores in others)
+        lines.append(
+            f"Other processes kept {each} of {summary['cores']} cores busy during these runs: the "
+            "tails are theirs too. Run it again on a quiet machine before you compare columns."
+        )
     lines += [f"No column '{label}': {reason}." for label, reason in summary["omitted"].items()]
     return lines
 

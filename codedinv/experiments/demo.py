@@ -20,6 +20,7 @@ from codedinv.bundle import CodedModel
 from codedinv.experiments import comparison, pictures, recovery, view
 from codedinv.experiments.columns import Column, columns_of
 from codedinv.experiments.images import load_test_images
+from codedinv.experiments.machine import OthersLoad
 from codedinv.experiments.mishaps import Mishap, Mishaps, Struck
 from codedinv.experiments.receipts import command_line, write_receipt
 from codedinv.experiments.tally import Degraded, Tally, extra_calls
@@ -69,6 +70,7 @@ class Run:
         struck: what was done to the workers.
         stats: of the server at its end, plain values.
         extra: backbone calls beyond one per query, per query, by kind and "all".
+        others: cores that other processes kept busy meanwhile; None where that is not known.
     """
 
     column: Column
@@ -78,6 +80,7 @@ class Run:
     struck: list[Struck]
     stats: dict[str, Any]
     extra: dict[str, float]
+    others: float | None
 
 
 def run_demo(
@@ -155,7 +158,7 @@ def plan_mishaps(workers: int, queries: int) -> list[Mishap]:
 def serve(model: CodedModel, traffic: Traffic, column: Column, console: Console) -> Run:
     """One run: a server, the traffic, the mishaps."""
     count, workers = len(traffic.queries), model.code.n
-    record = Record(count)
+    record, load = Record(count), OthersLoad()
     with CodedServer(
         model, workers=workers, backend="process", scheme=column.scheme, policy=column.policy
     ) as server:
@@ -168,13 +171,14 @@ def serve(model: CodedModel, traffic: Traffic, column: Column, console: Console)
         with live:
             answers = send(server, traffic.queries, traffic.arrivals_s, record, mishaps.after_query)
         stats = server.stats().to_dict()
+    others = load.cores()
     tally = Tally.of(answers, traffic.labels)
     console.print(
         f"{column.label}: {view.summary_of(tally)}", highlight=False, markup=False, soft_wrap=True
     )
     degraded = Degraded.of(answers, model, traffic.queries, traffic.labels)
     extra = extra_calls(before, stats)
-    return Run(column, answers, tally, degraded, mishaps.struck, stats, extra)
+    return Run(column, answers, tally, degraded, mishaps.struck, stats, extra, others)
 
 
 def warm_up(server: CodedServer, model: CodedModel) -> None:
@@ -198,6 +202,7 @@ def summarise(
         "queries": len(traffic.queries),
         "images": traffic.source,
         "rate_per_s": traffic.rate,
+        "cores": len(os.sched_getaffinity(0)),
         "omitted": omitted,
         "runs": {
             run.column.label: {
@@ -205,6 +210,7 @@ def summarise(
                 "degraded": run.degraded.to_dict(),
                 "extra_calls": run.extra,
                 "front_end": run.column.front_end,
+                "others_cores": run.others,
                 "mishaps": [
                     {**asdict(s.mishap), "happened_after": s.query, "at_work": s.at_work}
                     for s in run.struck

@@ -14,7 +14,8 @@ def some_run(**changes: Any) -> dict[str, Any]:
     return {
         "lost": 0, "late": 1,
         "latency_ms": {"p50": 1.5, "p99": 9.96, "p99.9": 102.34, "max": 103.0},
-        "extra_calls": {"all": 0.184}, "front_end": 0.0, "accuracy": {"all": 90.04},
+        "extra_calls": {"all": 0.184}, "front_end": 0.0, "others_cores": 0.1,
+        "accuracy": {"all": 90.04},
         "degraded": {"count": 0, "right": 0, "exact_right": 0, "light_right": None}, **changes,
     }  # fmt: skip
 
@@ -28,7 +29,7 @@ def some_summary() -> dict[str, Any]:
         "Coded-InvNet": some_run(degraded=degraded, front_end=0.022),
     }
     return {
-        "n": 5, "k": 4, "workers": 5, "queries": 1200, "runs": runs,
+        "n": 5, "k": 4, "workers": 5, "queries": 1200, "cores": 2, "runs": runs,
         "omitted": {"guided": "x has no light model"},
     }  # fmt: skip
 
@@ -64,6 +65,13 @@ def test_the_caption_explains_what_would_puzzle_and_what_is_missing() -> None:
     assert "1 took longer than the p99.9" in lines
     assert "25%" in lines
     assert "No column 'guided': x has no light model." in lines
+
+
+def test_a_busy_machine_is_told() -> None:
+    summary = some_summary()
+    assert "Other processes" not in " ".join(caption(summary))
+    summary["runs"]["hedged at p95"]["others_cores"] = 1.24
+    assert "kept 0.1, 0.1, 1.2, 0.1 of 2 cores busy" in " ".join(caption(summary))
 
 
 def test_the_markdown_has_the_same_cells() -> None:
