@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -10,8 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from codedinv.bundle import CodedModel
 from codedinv.data import write_idx
+from codedinv.experiments import demo as demo_module
+from codedinv.experiments.columns import Column
+from codedinv.experiments.demo import Run, Traffic, prepare, run_demo
+from codedinv.experiments.tally import Degraded, Tally
+from codedinv.experiments.traffic import Answer
 
 pytestmark = pytest.mark.timeout(300)  # of a busy machine; alone it takes some twenty seconds
 
@@ -111,3 +119,43 @@ def test_images_of_more_classes_than_the_model_has_are_a_plain_error(
     assert process.stderr.startswith("codedinv: --data: lit knows 10 classes, labels 0 to 9;")
     assert "labels up to 11" in process.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("loser", "is_well"), [("uncoded", True), ("guided", False)])
+def test_only_a_loss_of_a_coded_run_fails_the_demo(
+    loser: str,
+    is_well: bool,
+    lit_model: CodedModel,
+    idx_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def served(model: CodedModel, traffic: Traffic, column: Column, console: Console) -> Run:
+        answers = [
+            Answer(i, float(at), 0.001, "exact", np.eye(10, dtype=np.float32)[0])
+            for i, at in enumerate(traffic.arrivals_s)
+        ]
+        if column.label == loser:
+            answers[7] = Answer(7, 0.1, 9.0, None, None, RuntimeError("lost"))
+        tally = Tally.of(answers, traffic.labels)
+        degraded = Degraded.of(answers, model, traffic.queries, traffic.labels)
+        return Run(column, answers, tally, degraded, [], {}, {"all": 0.0}, None)
+
+    monkeypatch.setattr(demo_module, "serve", served)
+    monkeypatch.setattr(CodedModel, "load", lambda name: lit_model)
+    text = io.StringIO()
+    console = Console(file=text, width=80)
+    assert run_demo("lit", tmp_path, idx_folder, 60, 50.0, 0, console) is is_well
+    result = json.loads((tmp_path / "summary.json").read_text())["result"]
+    assert [label for label, run in result["runs"].items() if run["lost"]] == [loser]
+
+
+def test_every_run_gets_the_same_images_and_each_once_before_any_comes_again(
+    lit_model: CodedModel, idx_folder: Path
+) -> None:
+    first, again = (prepare(lit_model, idx_folder, 150, 50.0, seed=3) for _ in range(2))
+    np.testing.assert_array_equal(first.queries, again.queries)
+    np.testing.assert_array_equal(first.arrivals_s, again.arrivals_s)
+    distinct = {query.tobytes() for query in first.queries[:60]}
+    assert distinct == {query.tobytes() for query in first.queries[60:120]}
+    assert len(distinct) == 60
