@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt setup.py CMakeLists.txt $(SOURCES)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[onnx,dev]'
 	@touch $@
 
-demo: $(STAMP) ## serve 2,000 images through a killed and a slow worker; figures in demo/
+demo: $(STAMP) ## serve images five ways through a killed and a slow worker; figures in demo/
 	$(BIN)/codedinv demo
 
 chaos: $(STAMP) ## a minute of killed, hung, erring, lying workers, bursts and redeploys

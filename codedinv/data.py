@@ -110,6 +110,12 @@ def load_test_images() -> tuple[Images, Labels]:
     return images, labels.astype(np.int64)
 
 
+def is_fashion_mnist(test_images: Images) -> bool:
+    """Is any of these test images [N, 28, 28] one of the bundled Fashion-MNIST test images?"""
+    known = {image.tobytes() for image in load_test_images()[0]}
+    return any(image.tobytes() in known for image in test_images)
+
+
 def to_queries(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Images as a model takes them.
 

@@ -12,6 +12,7 @@ from codedinv import data
 from codedinv.bundle import CodedModel
 from codedinv.bundle_folder import CONSISTENCY
 from codedinv.errors import CodedInvError
+from codedinv.experiments.images import load_images
 from codedinv.runtimes import Runtime
 from codedinv.verification.calibrate import calibrate
 from codedinv.verification.store import save_consistency
@@ -33,8 +34,7 @@ def run_calibration(
     """
     console = Console(stderr=True)
     model = CodedModel.load(name_or_folder, runtime=runtime, threads=len(os.sched_getaffinity(0)))
-    name = (model.metadata.get("provenance") or {}).get("data_set", "fashion-mnist")
-    images, _ = data.load_image_set(name, "train", folder)
+    images, _, _ = load_images(model, "train", folder)
     with console.status("calibrating") as status:
         check, found = calibrate(
             model,

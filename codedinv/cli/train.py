@@ -16,6 +16,7 @@ from codedinv import data
 from codedinv.bundle import CodedModel
 from codedinv.cli.reports import as_table, full_report
 from codedinv.experiments.fusing import fit_fusion
+from codedinv.experiments.images import learnt_data
 from codedinv.experiments.receipts import circumstances, command_line
 from codedinv.nn import Backbone
 from codedinv.training.classifier import fit_classifier, fit_head_alone, load_classifier
@@ -171,7 +172,7 @@ def make_model(
     provenance = {
         "recipe": recipe.model_dump(mode="json"),
         "seed": recipe.seed,
-        "data_set": recipe.data,
+        **learnt_data(recipe.data, job.folder, int(learnt.labels.max()) + 1),
         "commands": job.commands(job.out),
         "trained_on": torch.cuda.get_device_name() if job.device == "cuda" else "cpu",
         **circumstances(),

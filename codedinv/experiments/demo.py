@@ -1,15 +1,14 @@
 """The main job, end to end: real images served through a killed and a slowed worker, then compared.
 
-The same queries arrive at the same times twice: at a coded server and at an uncoded one with as
-many workers, which see the same SIGKILL and the same slow worker.
+The same queries arrive at the same times at servers of as many workers, which serve them in
+different ways and meet the same mishaps: the same worker is killed, the same one slowed.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +16,71 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from codedinv import data
 from codedinv.bundle import CodedModel
-from codedinv.experiments import pictures, view
+from codedinv.experiments import comparison, pictures, recovery, view
+from codedinv.experiments.columns import Column, columns_of
+from codedinv.experiments.images import load_test_images
+from codedinv.experiments.machine import OthersLoad
+from codedinv.experiments.mishaps import Mishap, Mishaps, Struck
 from codedinv.experiments.receipts import command_line, write_receipt
-from codedinv.experiments.tally import Tally
+from codedinv.experiments.tally import Degraded, Tally, extra_calls
 from codedinv.experiments.traffic import Answer, Record, poisson_arrivals, send
 from codedinv.serving import CodedServer
 
 SLOW_S = 0.1
-_BUSY_WITHIN_S = 0.02  # a query just sent reaches a worker in a millisecond or two
 # Shares of the queries; one after the other, as k + 1 workers cover one late or lost result.
 _KILL_AT, _SLOW_AT = 0.25, 0.5
-# Of all cores, by the backbone alone: the front end and the rest of the system need theirs.
+# Of all cores, by the backbones alone at (k + 1) / k calls per query: the front end, replication's
+# second copies and the rest of the system need theirs.
 _TARGET_LOAD = 0.2
-_RATES = (50.0, 120.0)  # a run of 2,000 queries then lasts 17 to 40 s
-_GROUPS_SHOWN = 4
+_RATES = (50.0, 120.0)  # a run of 1,200 queries then lasts 10 to 24 s
+# Before the traffic: hedging believes its p95 after 20 results.
+_WARM_UP_ROUNDS = 8
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What both servers are given.
+    """What every server is given.
 
     Attributes:
         queries: float32 (N, *input).
         labels: (N,) true classes.
+        class_names: by label.
         arrivals_s: (N,) seconds from the start.
         rate: queries per second.
-        note: where the images came from.
+        source: where the images came from.
     """
 
     queries: NDArray[np.float32]
     labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
     arrivals_s: NDArray[np.float64]
     rate: float
-    note: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of one column.
+
+    Attributes:
+        column: how it was served.
+        answers: in the order of arrival.
+        tally, degraded: of these.
+        struck: what was done to the workers.
+        stats: of the server at its end, plain values.
+        extra: backbone calls beyond one per query, per query, by kind and "all".
+        others: cores that other processes kept busy meanwhile; None where that is not known.
+    """
+
+    column: Column
+    answers: list[Answer]
+    tally: Tally
+    degraded: Degraded
+    struck: list[Struck]
+    stats: dict[str, Any]
+    extra: dict[str, float]
+    others: float | None
 
 
 def run_demo(
@@ -63,169 +92,180 @@ def run_demo(
     seed: int,
     console: Console,
 ) -> bool:
-    """Runs the demo, prints the comparison and writes latency.png, recovery.png, summary.json.
+    """Runs the demo, prints the comparison, writes latency.png, recovery.png, comparison.md and
+    summary.json.
 
     Args:
         name_or_folder: of the model.
         out: folder of the figures.
-        folder: of the image set; None: where Debian puts it, else the 1,000 bundled images.
-        queries: how many to send.
+        folder: of test images; None: those of the data set that the model has learnt.
+        queries: how many to send in each run.
         rate: queries per second; None: what fits this machine.
         seed: of the images' order and the arrivals.
         console: to print on.
 
     Returns:
-        Whether every query of the coded run was answered.
+        Whether every query of the coded runs was answered.
+
+    Raises:
+        ValueError, FileNotFoundError: the images do not fit the model, or are not there.
     """
     start = time.monotonic()
     model = CodedModel.load(name_or_folder)
     traffic = prepare(model, folder, queries, rate, seed)
+    columns, omitted = columns_of(model)
     n, k = model.code.n, model.code.k
     console.print(
-        f"{model.name}: (n, k) = ({n}, {k}), {n} worker processes, one backbone thread each. "
-        f"{len(traffic.queries):,} queries ({traffic.note}) at {traffic.rate:.0f}/s.",
+        f"{model.name}: (n, k) = ({n}, {k}), {n} worker processes. {len(columns)} runs of "
+        f"{queries:,} queries at {traffic.rate:.0f}/s; images: {traffic.source}.",
         highlight=False,
+        soft_wrap=True,
     )
-    runs: dict[str, tuple[list[Answer], dict[str, Any]]] = {}
-    for label, scheme in (("coded", "invertible"), ("uncoded", "uncoded")):
-        runs[label] = _serve(model, traffic, label, scheme, console)
-    tallies = {label: Tally.of(answers, traffic.labels) for label, (answers, _) in runs.items()}
-    console.print(view.comparison(tallies, {label: stats for label, (_, stats) in runs.items()}))
-    out.mkdir(parents=True, exist_ok=True)
-    figures = _draw(model, traffic, {label: answers for label, (answers, _) in runs.items()}, out)
-    _write_summary(out / "summary.json", model, traffic, tallies, runs)
-    for path in (*figures, out / "summary.json"):
-        console.print(f"wrote {path}", highlight=False)
-    coded = tallies["coded"]
-    verdict = f"{coded.answered:,} of {coded.sent:,} queries answered, {coded.lost} lost"
-    console.print(f"{verdict}; {time.monotonic() - start:.0f} s in all.", highlight=False)
-    return coded.lost == 0
+    runs = [serve(model, traffic, column, console) for column in columns]
+    summary = summarise(model, traffic, runs, omitted)
+    console.print(comparison.table(summary))
+    for line in comparison.caption(summary):
+        console.print(line, highlight=False, markup=False)
+    _write(out, model, traffic, runs, summary, console)
+    console.print(f"{verdict(runs)}; {time.monotonic() - start:.0f} s in all.", highlight=False)
+    return not any(run.tally.lost for run in runs if run.column.coded)
 
 
 def prepare(
     model: CodedModel, folder: Path | None, count: int, rate: float | None, seed: int
 ) -> Traffic:
     """Chooses the images, their order, the rate and the arrival times."""
+    test = load_test_images(model, folder)
     generator = np.random.default_rng(seed)
-    try:
-        images, labels = data.load_fashion_mnist("test", folder)
-        note = f"of the {len(images):,} Fashion-MNIST test images"
-    except FileNotFoundError:
-        if folder is not None:
-            raise
-        images, labels = data.load_test_images()
-        note = f"the {len(images):,} bundled Fashion-MNIST test images, repeated"
     # Each image once before any comes again.
-    rounds = -(-count // len(images))
-    order = np.concatenate([generator.permutation(len(images)) for _ in range(rounds)])[:count]
+    rounds = -(-count // len(test.labels))
+    order = np.concatenate([generator.permutation(len(test.labels)) for _ in range(rounds)])[:count]
     rate = rate or _fitting_rate(model)
     arrivals = poisson_arrivals(count, rate, generator)
-    return Traffic(data.to_queries(images[order]), labels[order], arrivals, rate, note)
+    return Traffic(
+        test.queries[order], test.labels[order], test.class_names, arrivals, rate, test.source
+    )
+
+
+def plan_mishaps(workers: int, queries: int) -> list[Mishap]:
+    """One worker is killed after a quarter of the queries, another slowed after half of them."""
+    return [
+        Mishap("kill", workers // 3, int(_KILL_AT * queries)),
+        Mishap("slow", 2 * workers // 3, int(_SLOW_AT * queries), SLOW_S),
+    ]
+
+
+def serve(model: CodedModel, traffic: Traffic, column: Column, console: Console) -> Run:
+    """One run: a server, the traffic, the mishaps."""
+    count, workers = len(traffic.queries), model.code.n
+    record, load = Record(count), OthersLoad()
+    with CodedServer(
+        model, workers=workers, backend="process", scheme=column.scheme, policy=column.policy
+    ) as server:
+        warm_up(server, model)
+        before = server.stats().to_dict()
+        live = view.LiveView(column.label, record, traffic.labels, server.stats, console)
+        mishaps = Mishaps(
+            server, plan_mishaps(workers, count), lambda m: live.event(m.worker, str(m))
+        )
+        with live:
+            answers = send(server, traffic.queries, traffic.arrivals_s, record, mishaps.after_query)
+        stats = server.stats().to_dict()
+    others = load.cores()
+    tally = Tally.of(answers, traffic.labels)
+    console.print(
+        f"{column.label}: {view.summary_of(tally)}", highlight=False, markup=False, soft_wrap=True
+    )
+    degraded = Degraded.of(answers, model, traffic.queries, traffic.labels)
+    extra = extra_calls(before, stats)
+    return Run(column, answers, tally, degraded, mishaps.struck, stats, extra, others)
+
+
+def warm_up(server: CodedServer, model: CodedModel) -> None:
+    """Has every worker answered a few times, and the encoder run, before anything is timed."""
+    anchors = model.anchors.queries
+    for first in range(_WARM_UP_ROUNDS):
+        picked = [(first + i) % len(anchors) for i in range(model.code.n)]
+        for future in [server.submit(anchors[i]) for i in picked]:
+            future.result()
+
+
+def summarise(
+    model: CodedModel, traffic: Traffic, runs: list[Run], omitted: dict[str, str]
+) -> dict[str, Any]:
+    """Everything as plain JSON values; the comparison is made of it."""
+    return {
+        "model": model.name,
+        "n": model.code.n,
+        "k": model.code.k,
+        "workers": model.code.n,
+        "queries": len(traffic.queries),
+        "images": traffic.source,
+        "rate_per_s": traffic.rate,
+        "cores": len(os.sched_getaffinity(0)),
+        "omitted": omitted,
+        "runs": {
+            run.column.label: {
+                **run.tally.to_dict(),
+                "degraded": run.degraded.to_dict(),
+                "extra_calls": run.extra,
+                "front_end": run.column.front_end,
+                "others_cores": run.others,
+                "mishaps": [
+                    {**asdict(s.mishap), "happened_after": s.query, "at_work": s.at_work}
+                    for s in run.struck
+                ],
+                "stats": view.finite(run.stats),
+            }
+            for run in runs
+        },
+    }
+
+
+def verdict(runs: list[Run]) -> str:
+    """What the exit code says, in words."""
+    coded = [run for run in runs if run.column.coded]
+    each = (
+        f"{run.column.label}: {run.tally.answered:,} of {run.tally.sent:,} answered, "
+        f"{run.tally.lost} lost"
+        for run in coded
+    )
+    return "; ".join(each)
 
 
 def _fitting_rate(model: CodedModel) -> float:
     """Queries per second at which the workers' backbones take `_TARGET_LOAD` of the cores."""
     query = model.anchors.queries[:1]
     times = []
-    for _ in range(30):
+    for _ in range(60):
         begin = time.perf_counter()
         model.embed(query)
         times.append(time.perf_counter() - begin)
-    work_s = float(np.median(times)) * model.code.n / model.code.k
+    # A p90 and no median: on a busy machine it is the slow calls that fill the queues.
+    work_s = float(np.quantile(times, 0.9)) * model.code.n / model.code.k
     cores = len(os.sched_getaffinity(0))
     return float(np.clip(_TARGET_LOAD * cores / work_s, *_RATES))
 
 
-def _serve(
-    model: CodedModel, traffic: Traffic, label: str, scheme: str, console: Console
-) -> tuple[list[Answer], dict[str, Any]]:
-    count = len(traffic.queries)
-    record = Record(count)
-    with CodedServer(model, workers=model.code.n, backend="process", scheme=scheme) as server:
-        for warm_up in [server.submit(query) for query in model.anchors.queries[: model.code.k]]:
-            warm_up.result()
-        live = view.LiveView(label, record, traffic.labels, server.stats, console)
-
-        victim = 0
-
-        def kill() -> None:
-            nonlocal victim
-            victim = _busy_worker(server)
-            server.pool.kill(victim)
-            live.event(victim, "SIGKILL")
-
-        def slow() -> None:
-            another = (victim + 1) % model.code.n
-            server.pool.slow(another, SLOW_S)
-            live.event(another, f"slowed by {1e3 * SLOW_S:.0f} ms")
-
-        events: dict[int, list[Callable[[], None]]] = {}
-        events.setdefault(int(_KILL_AT * count), []).append(kill)
-        events.setdefault(int(_SLOW_AT * count), []).append(slow)
-        with live:
-            answers = send(server, traffic.queries, traffic.arrivals_s, record, events)
-        return answers, server.stats().to_dict()
-
-
-def _busy_worker(server: CodedServer) -> int:
-    """A worker that holds a query, so that its death would lose one; the first if none gets one."""
-    give_up = time.monotonic() + _BUSY_WITHIN_S
-    while time.monotonic() < give_up:
-        states = server.stats().workers
-        if "busy" in states:
-            return states.index("busy")
-    return 0
-
-
-def _draw(
-    model: CodedModel, traffic: Traffic, runs: dict[str, list[Answer]], out: Path
-) -> tuple[Path, Path]:
-    count = len(traffic.queries)
-    drawn = []
-    for label, answers in runs.items():
-        answered = [answer for answer in answers if answer.source is not None]
-        drawn.append(
-            pictures.Run(
-                label,
-                np.array([answer.arrival_s for answer in answered]),
-                np.array([answer.latency_s for answer in answered]),
-            )
-        )
-    events = {
-        "a worker is killed": float(traffic.arrivals_s[int(_KILL_AT * count)]),
-        f"one is slowed by {1e3 * SLOW_S:.0f} ms": float(traffic.arrivals_s[int(_SLOW_AT * count)]),
-    }
-    latency, recovery = out / "latency.png", out / "recovery.png"
-    pictures.latency_figure(latency, drawn, events)
-    shown = _GROUPS_SHOWN * model.code.k
-    pictures.recovery_figure(
-        recovery,
-        model,
-        traffic.queries[:shown].reshape(_GROUPS_SHOWN, model.code.k, *model.input_shape),
-        traffic.labels[:shown].reshape(_GROUPS_SHOWN, model.code.k),
-        data.FASHION_MNIST_CLASSES,
-    )
-    return latency, recovery
-
-
-def _write_summary(
-    path: Path,
+def _write(
+    out: Path,
     model: CodedModel,
     traffic: Traffic,
-    tallies: dict[str, Tally],
-    runs: dict[str, tuple[list[Answer], dict[str, Any]]],
+    runs: list[Run],
+    summary: dict[str, Any],
+    console: Console,
 ) -> None:
-    result = {
-        "model": model.name,
-        "n": model.code.n,
-        "k": model.code.k,
-        "workers": model.code.n,
-        "queries": len(traffic.queries),
-        "images": traffic.note,
-        "rate_per_s": traffic.rate,
-        "runs": {
-            label: tally.to_dict() | {"stats": view.finite(runs[label][1])}
-            for label, tally in tallies.items()
-        },
-    }
-    write_receipt(path, command_line(), result)
+    out.mkdir(parents=True, exist_ok=True)
+    killed, slowed = plan_mishaps(model.code.n, len(traffic.queries))
+    pictures.latency_figure(
+        out / "latency.png",
+        [pictures.Course.of(run.column.label, run.answers) for run in runs],
+        killed_s=float(traffic.arrivals_s[killed.after]),
+        slow_s=(float(traffic.arrivals_s[slowed.after]), float(traffic.arrivals_s[-1])),
+    )
+    groups = recovery.choose(model, traffic.queries, traffic.labels)
+    recovery.draw(out / "recovery.png", groups, traffic.class_names)
+    (out / "comparison.md").write_text(comparison.markdown(summary) + "\n")
+    write_receipt(out / "summary.json", command_line(), summary)
+    for name in ("latency.png", "recovery.png", "comparison.md", "summary.json"):
+        console.print(f"wrote {out / name}", highlight=False, soft_wrap=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -42,6 +42,11 @@ class Answer:
     source: str | None
     outputs: NDArray[np.float32] | None
     error: BaseException | None = None
+
+    @property
+    def is_degraded(self) -> bool:
+        """Answered, but not with the backbone's own result of this query."""
+        return self.source is not None and self.source not in ("exact", "hedged")
 
 
 def poisson_arrivals(
@@ -84,7 +89,7 @@ def send(
     queries: NDArray[np.float32],
     arrivals_s: NDArray[np.float64],
     record: Record,
-    events: Mapping[int, Sequence[Callable[[], None]]],
+    after_query: Callable[[int], None] = lambda number: None,
     timeout_s: float = 60.0,
 ) -> list[Answer]:
     """Sends queries at their arrival times and waits until each has ended.
@@ -94,7 +99,7 @@ def send(
         queries: (N, *input).
         arrivals_s: (N,) ascending, seconds from the start.
         record: filled while the traffic runs.
-        events: what to do just after the query of that number is sent: kill a worker, slow one.
+        after_query: called with a query's number just after it was sent: to kill a worker, say.
         timeout_s: how long to wait for the last answers.
 
     Returns:
@@ -113,8 +118,7 @@ def send(
         else:
             future.add_done_callback(_recorder(record, number, float(arrival), scheduled))
         record.sent = number + 1
-        for event in events.get(number, ()):
-            event()
+        after_query(number)
     record.wait(timeout_s)
     ended = {answer.query: answer for answer in record.answers()}
     never = TimeoutError(f"no answer within {timeout_s:g} s of the last arrival")

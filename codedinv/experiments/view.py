@@ -1,4 +1,4 @@
-"""What the demo shows: a live table on a terminal, lines at intervals elsewhere, a comparison."""
+"""What the demo shows while a run goes on: tiles on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,14 +11,25 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.align import Align
 from rich.console import Console, Group
 from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
-from codedinv.experiments.tally import QUANTILES, Tally
+from codedinv.experiments.tally import LATE_S, QUANTILES, Tally
 from codedinv.experiments.traffic import Record
 
 _LINE_EVERY_S = 2.0
+_FRAMES_PER_S = 8
+_KILLED_SHOWN_S = 1.5  # at least, or a quick restart would hide it
+_STYLES = {
+    "ready": "green", "busy": "green", "starting": "yellow", "dead": "red",
+    "quarantined": "magenta", "vacant": "dim",
+}  # fmt: skip
+_TILE_WIDTH = 15
 
 
 class _Stats(Protocol):
@@ -34,7 +45,8 @@ class LiveView:
         record: filled by the traffic.
         labels: (N,) true classes by query number.
         stats: of the server, for the workers' states.
-        console: a terminal gets a live table, anything else a line every two seconds.
+        console: a terminal gets a live picture, which leaves one line when the run is over;
+            anything else a line every two seconds.
     """
 
     def __init__(
@@ -50,11 +62,16 @@ class LiveView:
         self._labels = labels
         self._stats = stats
         self._console = console
-        self._notes: dict[int, list[str]] = {}
+        self._tiles: dict[int, Tile] = {}
         self._start = time.monotonic()
         self._stop = threading.Event()
         self._lines = threading.Thread(target=self._print_lines, daemon=True)
-        self._live = Live(console=console, get_renderable=self._tables, refresh_per_second=4)
+        self._live = Live(
+            console=console,
+            get_renderable=self._picture,
+            refresh_per_second=_FRAMES_PER_S,
+            transient=True,
+        )
 
     def __enter__(self) -> LiveView:
         self._start = time.monotonic()
@@ -75,58 +92,37 @@ class LiveView:
         else:
             self._stop.set()
             self._lines.join()
-            self._print(self._line())
 
     def event(self, worker: int, what: str) -> None:
         """Notes what was done to a worker."""
-        self._notes.setdefault(worker, []).append(what)
+        self._tile(worker).struck(what, time.monotonic())
         if not self._console.is_terminal:
             self._print(f"{self._stamp()} worker {worker}: {what}")
 
     def _tally(self) -> Tally:
         return Tally.of(self._record.answers(), self._labels)
 
-    def _tables(self) -> Group:
-        return Group(self._answers_table(), self._workers_table())
+    def _tile(self, worker: int) -> Tile:
+        return self._tiles.setdefault(worker, Tile(worker))
 
-    def _answers_table(self) -> Table:
-        tally = self._tally()
-        table = Table(title=f"{self._label}, {time.monotonic() - self._start:.0f} s")
-        for heading in ("answered", "exact", "reconstructed", "lost", *QUANTILES):
-            table.add_column(heading, justify="right")
-        table.add_row(
-            f"{tally.answered:,} of {self._record.count:,}",
-            *(_count(tally, source) for source in ("exact", "reconstructed")),
-            str(tally.lost),
-            *(_milliseconds(tally, name) for name in QUANTILES),
-        )
-        table.add_row(
-            "accuracy", *(_accuracy(tally, source) for source in ("exact", "reconstructed"))
-        )
-        return table
-
-    def _workers_table(self) -> Table:
+    def _picture(self) -> Group:
+        tally, now = self._tally(), time.monotonic()
+        tiles = Table.grid(padding=(0, 1))
         states = self._stats().workers
-        table = Table()
-        for heading in ("worker", *map(str, range(len(states)))):
-            table.add_column(heading)
-        table.add_row("state", *states)
-        table.add_row("mishap", *(", ".join(self._notes.get(w, [])) for w in range(len(states))))
-        return table
+        panels = [self._tile(w).panel(state, now) for w, state in enumerate(states)]
+        per_row = max(1, self._console.width // (_TILE_WIDTH + 1))
+        for first in range(0, len(panels), per_row):
+            tiles.add_row(*panels[first : first + per_row])
+        progress = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=self._record.count, completed=tally.answered, width=30)
+        seconds = f"{now - self._start:.0f} s"
+        progress.add_row(Text(self._label, style="bold"), bar, Text(seconds))
+        return Group(progress, Text(summary_of(tally)), tiles)
 
     def _print_lines(self) -> None:
         while not self._stop.wait(_LINE_EVERY_S):
-            self._print(self._line())
-
-    def _line(self) -> str:
-        tally = self._tally()
-        parts = [f"{self._stamp()} answered {tally.answered} of {self._record.sent} sent"]
-        for source in ("exact", "reconstructed"):
-            if source in tally.by_source:
-                parts.append(f"{source} {_count(tally, source)} ({_accuracy(tally, source)} right)")
-        parts.append(f"lost {tally.lost}")
-        parts += [f"{name} {_milliseconds(tally, name)}" for name in QUANTILES]
-        return ", ".join(parts) + "; workers " + " ".join(self._stats().workers)
+            states = " ".join(self._stats().workers)
+            self._print(f"{self._stamp()} {summary_of(self._tally())}; workers {states}")
 
     def _stamp(self) -> str:
         return f"[{self._label} {time.monotonic() - self._start:5.1f} s]"
@@ -135,32 +131,60 @@ class LiveView:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def comparison(tallies: Mapping[str, Tally], stats: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The runs side by side; tallies and the servers' statistics by the runs' labels."""
-    table = Table(
-        title="the same traffic, the same killed and slowed workers",
-        caption="Latencies count from the scheduled arrival. Uncoded: as many workers; a query"
-        " that dies with its worker is sent again, one at the slow worker waits for it.",
-    )
-    table.add_column("")
-    for label in tallies:
-        table.add_column(label, justify="right")
+class Tile:
+    """One worker on the screen: it turns red when it is killed, and green when it is back."""
 
-    def row(heading: str, cell: Callable[[str, Tally], str]) -> None:
-        table.add_row(heading, *(cell(label, tally) for label, tally in tallies.items()))
+    def __init__(self, worker: int) -> None:
+        self._worker = worker
+        self._mishap = ""
+        self._struck_at = 0.0
+        self._was_down = False
+        self._back_after_s: float | None = None
 
-    row("queries answered", lambda _, tally: f"{tally.answered:,} of {tally.sent:,}")
-    row("queries lost", lambda _, tally: str(tally.lost))
-    for source in ("exact", "reconstructed"):
-        row(source, lambda _, tally, source=source: _count(tally, source))  # type: ignore[misc]
-    row("sent again after a death", lambda label, _: str(stats[label]["retries"]))
-    row("accuracy, all answers", lambda _, tally: _accuracy(tally, "all"))
-    for source in ("exact", "reconstructed"):
-        row(f"accuracy, {source}", lambda _, tally, source=source: _accuracy(tally, source))  # type: ignore[misc]
-    for name in (*QUANTILES, "max"):
-        row(f"latency {name}", lambda _, tally, name=name: _milliseconds(tally, name))  # type: ignore[misc]
-    row("redundant work", _redundancy(stats))
-    return table
+    def struck(self, what: str, now: float) -> None:
+        """Something was done to the worker."""
+        self._mishap, self._struck_at = what, now
+        self._was_down, self._back_after_s = False, None
+
+    def panel(self, state: str, now: float) -> Panel:
+        """The tile of a worker in that state."""
+        style, lines = _STYLES.get(state, "white"), (state, self._mishap)
+        if self._mishap == "SIGKILL":
+            style, lines = self._killed(state, now)
+        elif self._mishap:
+            style = "bold black on yellow"
+        text = Text("\n".join(lines), justify="center", style=style)
+        return Panel(
+            Align.center(text),
+            title=f"worker {self._worker}",
+            width=_TILE_WIDTH,
+            padding=0,
+            border_style=style,
+            style=style if " on " in style else "",
+        )
+
+    def _killed(self, state: str, now: float) -> tuple[str, tuple[str, str]]:
+        is_up = state in ("ready", "busy")
+        since = now - self._struck_at
+        self._was_down = self._was_down or not is_up
+        if is_up and self._was_down and self._back_after_s is None:
+            self._back_after_s = since
+        if not is_up or since < _KILLED_SHOWN_S:
+            return "bold white on red", ("SIGKILL", "gone" if is_up else state)
+        after = "" if self._back_after_s is None else f"after {self._back_after_s:.1f} s"
+        return "green", (f"{state} again", after)
+
+
+def summary_of(tally: Tally) -> str:
+    """One line about some answers."""
+    sources = ", ".join(f"{count:,} {source}" for source, count in tally.by_source.items())
+    parts = [
+        f"{tally.answered:,} answered ({sources or 'none yet'})",
+        f"{tally.lost} lost",
+        f"{tally.late} late (> {1e3 * LATE_S:.0f} ms)",
+        *(f"{name} {tally.latency_ms[name]:.1f} ms" for name in QUANTILES if tally.latency_ms),
+    ]
+    return ", ".join(parts)
 
 
 def finite(value: Any) -> Any:
@@ -170,19 +194,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _redundancy(stats: Mapping[str, Mapping[str, Any]]) -> Callable[[str, Tally], str]:
-    return lambda label, _: f"{stats[label]['parity_queries'] / stats[label]['accepted']:.0%}"
-
-
-def _count(tally: Tally, source: str) -> str:
-    return f"{tally.by_source.get(source, 0):,}"
-
-
-def _accuracy(tally: Tally, source: str) -> str:
-    return f"{tally.accuracy[source]:.1f} %" if source in tally.accuracy else "-"
-
-
-def _milliseconds(tally: Tally, name: str) -> str:
-    return f"{tally.latency_ms[name]:.1f} ms" if name in tally.latency_ms else "-"

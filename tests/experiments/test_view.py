@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from codedinv.experiments.tally import Tally
+from codedinv.experiments import view as view_module
 from codedinv.experiments.traffic import Answer, Record
-from codedinv.experiments.view import LiveView, comparison, finite
+from codedinv.experiments.view import LiveView, Tile, finite
 
 
 def record_of(*sources: str | None) -> Record:
@@ -37,32 +37,62 @@ def shown_by_a_view(terminal: bool) -> str:
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_counts_accuracy_quantiles_and_workers_are_shown(terminal: bool) -> None:
+def test_counts_and_mishaps_are_shown(terminal: bool) -> None:
     shown = shown_by_a_view(terminal)
     assert ("\x1b[" in shown) == terminal
-    for piece in ("SIGKILL", "starting", "50.0 %", "100.0 %", "3.0 ms"):
-        assert piece in shown
+    assert "SIGKILL" in shown
+    if terminal:
+        for piece in ("3 answered", "2 exact", "1 reconstructed", "1 lost", "p99.9 3.0 ms"):
+            assert piece in shown
 
 
-def test_a_lost_query_is_shown_as_lost() -> None:
-    assert "lost 1" in shown_by_a_view(terminal=False)
+def test_without_a_terminal_there_is_a_line_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(view_module, "_LINE_EVERY_S", 0.02)
+    lines = shown_by_a_view(terminal=False).splitlines()
+    assert any("worker 1: SIGKILL" in line for line in lines)
+    assert any(line.endswith("workers ready starting busy") for line in lines)
 
 
-def test_the_comparison_has_a_column_for_each_run() -> None:
-    tallies = {
-        "coded": Tally.of(record_of("exact", "reconstructed").answers(), np.array([1, 1])),
-        "uncoded": Tally.of(record_of("exact", None).answers(), np.array([1, 1])),
-    }
-    stats = {"retries": 2, "parity_queries": 1, "accepted": 4}
+def tile_text(tile: Tile, state: str, now: float) -> tuple[str, str]:
+    """What is on a worker's tile, and whether it is red, yellow or else."""
+    panel = tile.panel(state, now)
     text = io.StringIO()
-    Console(file=text, width=100).print(comparison(tallies, dict.fromkeys(tallies, stats)))
-    rows = {
-        line.split("│")[1].strip(): line for line in text.getvalue().splitlines() if "│" in line
-    }
-    assert "2 of 2" in rows["queries answered"]
-    assert "1 of 2" in rows["queries answered"]
-    assert rows["accuracy, reconstructed"].count("-") == 1
-    assert rows["redundant work"].count("25%") == 2
+    Console(file=text, width=40).print(panel)
+    return text.getvalue(), str(panel.style)
+
+
+def test_a_killed_workers_tile_is_red_until_it_is_back() -> None:
+    tile = Tile(3)
+    shown, style = tile_text(tile, "busy", 0.0)
+    assert "worker 3" in shown
+    assert "red" not in style
+    tile.struck("SIGKILL", 10.0)
+    for state, now in (("busy", 10.01), ("dead", 10.1), ("starting", 12.0)):
+        shown, style = tile_text(tile, state, now)
+        assert "SIGKILL" in shown
+        assert "red" in style
+    shown, style = tile_text(tile, "ready", 12.5)
+    assert "ready again" in shown
+    assert "after 2.5 s" in shown
+    assert "red" not in style
+
+
+def test_a_quick_restart_does_not_hide_the_kill() -> None:
+    tile = Tile(0)
+    tile.struck("SIGKILL", 10.0)
+    tile.panel("dead", 10.1)
+    assert "red" in tile_text(tile, "ready", 10.3)[1]
+    shown, style = tile_text(tile, "ready", 12.0)
+    assert "after 0.3 s" in shown
+    assert "red" not in style
+
+
+def test_a_slow_workers_tile_says_so() -> None:
+    tile = Tile(0)
+    tile.struck("100 ms slow", 0.0)
+    shown, style = tile_text(tile, "busy", 5.0)
+    assert "100 ms slow" in shown
+    assert "yellow" in style
 
 
 def test_what_json_cannot_say_becomes_none() -> None:
