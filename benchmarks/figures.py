@@ -5,7 +5,8 @@
 - docs/figures/choice.png: A_d against how many queries there are to choose from. Measured
   here; its numbers go to benchmarks/receipts/choice.json.
 - docs/figures/frontier.png: A_n against A_d for each k, with every control as a point of its own.
-- docs/figures/unavailability.png: accuracy of all answers against the share of lost results.
+- docs/figures/unavailability.png: accuracy of all answers against the share of lost results,
+  losses independent of each other.
 
 The latter two are drawn from benchmarks/receipts/accuracy-*.json, where these are of more than one
 backbone: one alone is no frontier.
@@ -32,14 +33,16 @@ ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "figures"
 TIMES_K = (1, 2, 4, 8, 16, 32, 64)
 COLOURS = {2: "#0072B2", 4: "#D55E00", 10: "#009E73"}
-MARKS = {"A_d": "o", "fused": "D", "light": "^", "head_alone": "s", "plain_sum": "x"}
-LABELS = {
-    "A_d": "A_d of the scheme",
-    "fused": "A_d fused",
-    "light": "light model alone",
-    "head_alone": "head alone",
-    "plain_sum": "plain sum",
+FLOOR = 84.0  # percent; what lies below is drawn at the lower edge, with its value
+MARKS = {
+    "served": ("o", "as served"),
+    "alone": ("D", "code alone"),
+    "light": ("^", "light model alone"),
+    "head_alone": ("s", "head alone"),
+    "plain_sum": ("x", "plain sum"),
 }
+SCHEMES = {"guided": "#009E73", "invertible": "#0072B2"}
+SHIFTS = {"served": 0.0, "alone": 0.0, "light": -0.12, "head_alone": 0.12, "plain_sum": -0.12}
 
 
 def choice_of(model: CodedModel, queries: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
@@ -86,28 +89,70 @@ def draw_choice(found: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def draw_frontier(results: list[dict[str, Any]], path: Path) -> None:
-    figure, axis = _axes("normal accuracy A_n, %", "degraded accuracy, %")
-    named: set[str] = set()
-    for result in results:
-        points = {"A_d": result["A_d"], **result["controls"]}
-        fused = result["A_d_by_way"].get("arrival + fused")
-        points["fused"] = None if fused is None else fused["mean"]
-        for name, mark in MARKS.items():
-            if points.get(name) is None:
-                continue
-            label = None if name in named else LABELS[name]
-            named.add(name)
-            colour = COLOURS[result["k"]]
-            axis.plot(result["A_n"], points[name], mark, color=colour, label=label, ms=7)
-        axis.annotate(
-            f"{result['scheme']}, k = {result['k']}", (result["A_n"], result["A_d"]),
-            textcoords="offset points", xytext=(9, -3), fontsize=7,
-        )  # fmt: skip
-    low, high = axis.get_xlim()
-    axis.plot([low, high], [low, high], color="0.7", lw=0.8, zorder=0)
-    axis.set_xlim(low, high + 0.5 * (high - low))
-    axis.legend(frameon=False, fontsize=8)
+    """A panel for each k: degraded against normal accuracy of its models and their controls."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    ks = sorted({result["k"] for result in results})
+    figure, panels = plt.subplots(
+        1, len(ks), figsize=(9.0, 3.6), sharex=True, sharey=True, layout="constrained"
+    )
+    for k, axis in zip(ks, panels, strict=True):
+        axis.set_title(f"k = {k}", fontsize=10)
+        axis.set_xlabel("normal accuracy A_n, %")
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+        for result in (r for r in results if r["k"] == k):
+            _draw_points(axis, result)
+    panels[0].set_ylabel("degraded accuracy, %")
+    panels[0].set_xlim(91.4, 95.2)
+    panels[0].set_ylim(FLOOR - 0.6, 95.2)
+    for axis in panels:
+        axis.plot([0, 100], [0, 100], color="0.7", lw=0.8, zorder=0, scalex=False, scaley=False)
+    marks = [
+        plt.Line2D([], [], marker=mark, ls="", color="0.3", label=label)
+        for mark, label in MARKS.values()
+    ]
+    colours = [
+        plt.Line2D([], [], marker="o", ls="", color=colour, label=scheme)
+        for scheme, colour in SCHEMES.items()
+    ]
+    figure.legend(handles=[*colours, *marks], loc="outside lower center", ncols=7, frameon=False,
+                  fontsize=8)  # fmt: skip
     figure.savefig(path, dpi=140)
+
+
+def _draw_points(axis: Any, result: dict[str, Any]) -> None:
+    points = {"served": result["A_d"], **result["controls"]}
+    if result["scheme"] == "invertible":
+        points["alone"] = result["A_d_by_way"]["arrival"]["mean"]
+    colour = SCHEMES[result["scheme"]]
+    for name, (mark, _) in MARKS.items():
+        value = points.get(name)
+        if value is None:
+            continue
+        x, below = result["A_n"] + SHIFTS[name], value < FLOOR
+        axis.plot(x, FLOOR - 0.3 if below else value, mark, color=colour, ms=6, alpha=0.85)
+        if below:
+            side = -1 if SHIFTS[name] < 0 else 1
+            axis.annotate(
+                f"{value:.0f}", (x, FLOOR - 0.3), xytext=(5 * side, 0), fontsize=7, va="center",
+                ha="left" if side > 0 else "right", textcoords="offset points",
+            )  # fmt: skip
+
+
+def overall_accuracy(result: dict[str, Any], lost: np.ndarray) -> np.ndarray:
+    """A_o in percent, where each result is lost with probability `lost`, one as likely as another.
+
+    A lost query of a coded group is decoded if all other k results arrive; a guided one is
+    answered as A_d says if its group's copy arrives. Else the light model answers.
+    """
+    arrive = (1 - lost) ** (result["k"] if result["scheme"] == "invertible" else 1)
+    degraded = arrive * result["A_d"] + (1 - arrive) * result["controls"]["light"]
+    overall: np.ndarray = (1 - lost) * result["A_n"] + lost * degraded
+    return overall
 
 
 def draw_unavailability(results: list[dict[str, Any]], path: Path) -> None:
@@ -116,12 +161,13 @@ def draw_unavailability(results: list[dict[str, Any]], path: Path) -> None:
     for result in results:
         style = "-" if result["scheme"] == "guided" else "--"
         label = f"{result['scheme']}, k = {result['k']}"
-        overall = (1 - lost) * result["A_n"] + lost * result["A_d"]
+        overall = overall_accuracy(result, lost)
         axis.plot(100 * lost, overall, style, color=COLOURS[result["k"]], label=label)
-    guided = [r for r in results if r["scheme"] == "guided"]
-    for result in guided[:1]:
+    for scheme in SCHEMES:
+        result = next(r for r in results if r["scheme"] == scheme)
         overall = (1 - lost) * result["A_n"] + lost * result["controls"]["light"]
-        axis.plot(100 * lost, overall, ":", color="0.4", label="no redundancy, light model")
+        label = "no redundancy, light model" if scheme == "guided" else None
+        axis.plot(100 * lost, overall, ":", color="0.4", label=label)
     axis.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=140)
 

@@ -17,6 +17,7 @@ from codedinv.experiments.tables import (
     accuracy_receipts,
     accuracy_tables,
     replace_table,
+    with_tables,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,10 +76,10 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
-def test_the_accuracy_table_is_what_the_receipts_say() -> None:
+def test_the_tables_are_what_the_receipts_say() -> None:
     readme = (ROOT / "README.md").read_text()
     assert {r["result"]["model"] for r in RECEIPTS} == set(bundled_names())
-    assert replace_table(readme, accuracy_tables(RECEIPTS)) == readme
+    assert with_tables(readme, ROOT / "benchmarks" / "receipts") == readme
 
 
 def test_every_receipt_is_of_the_bundle_that_comes_with_the_package() -> None:
@@ -126,7 +127,8 @@ def some_result(**changes: object) -> dict[str, object]:
     return {
         "model": "m", "scheme": "invertible", "n": 5, "k": 4, "encoder_over_backbone": 0.08,
         "light_over_backbone": 0.05, "A_n": 90.0, "A_d": 89.0, "retained_gain": 0.5,
-        "controls": {"light": 88.0, "head_alone": 85.0, "plain_sum": 40.0, "affine_share": 0.9},
+        "controls": {"light": 88.0, "head_alone": 85.0, "plain_sum": 40.0, "affine_share": 0.9,
+                     "exact_fused": 91.0},
         "beaten_by": [], "A_d_by_way": ways,
         "interval95": {name: [1.0, 3.5] for name in ("A_n", "A_d")}, **changes,
     }  # fmt: skip
@@ -144,9 +146,11 @@ def test_a_table_shows_every_model_beside_its_controls_and_marks_the_beaten() ->
     assert lines[3].startswith(
         "| `g` | guided | (5, 4) | 5.0% | 90.00 ± 1.25 | 89.00 ± 1.25 (beaten: light model) |"
     )
-    assert lines[7:] == ["| `m` | 87.00 | - | - | 89.00 (+1.00 ± 0.50) | - |"], "guided has one way"
+    assert lines[7:] == ["| `m` | 87.00 | - | - | 89.00 (+1.00 ± 0.50) | - | 91.00 |"], (
+        "guided has one way"
+    )
 
 
 def test_a_text_without_the_marks_is_refused() -> None:
     with pytest.raises(ValueError, match="accuracy table"):
-        replace_table("no table here", "|")
+        replace_table("no table here", "|", "accuracy")

@@ -32,6 +32,7 @@ _CONTROLS = {
     "light": "light model alone",
     "head_alone": "head alone on raw queries",
     "plain_sum": "plain sum as parity query",
+    "exact_fused": "exact answers fused with the light model",
 }
 
 

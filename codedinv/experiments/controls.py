@@ -5,6 +5,9 @@
 - head alone: the head trained on raw queries, with no backbone (at training; see training.md).
   What A_n adds to it is all that the workers buy.
 - plain sum: A_d with sum_j c_ij x_j as parity query. What A_d adds to it is the encoder's doing.
+- exact fused: accuracy of exact answers mixed with the light model's, as decoded ones are. Two
+  models together err less than either, failure or not: a fused A_d above A_n is that, and no
+  wonder of the code.
 - affine share: R^2 on unseen images of the best affine map from pixels to embedding. At 1 the
   backbone computes nothing but such a map: easy to encode for, and not worth a worker.
 """
@@ -20,7 +23,9 @@ from numpy.typing import NDArray
 from codedinv.bundle import CodedModel
 from codedinv.experiments.accuracy import Accuracy, Progress, evaluate
 from codedinv.experiments.degraded import Floats, Known
+from codedinv.experiments.fusing import likeliest_weights
 from codedinv.experiments.intervals import Estimate
+from codedinv.light import log_softmax
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,15 @@ class Controls:
         head_alone: A_n of the head on raw queries, measured when the model was trained.
         plain_sum: A_d with the plain weighted sum as parity query.
         affine_share: at most 1; can be negative.
+        exact_fused: accuracy of exact answers fused with the light model's, by weights fitted on
+            the other half of the images.
     """
 
     light: float | None
     head_alone: float | None
     plain_sum: float | None
     affine_share: float
+    exact_fused: float | None = None
 
 
 class PlainSum:
@@ -92,7 +100,24 @@ def measure_controls(
         head_alone=None if alone is None else float(alone["A_n"]),
         plain_sum=plain_sum,
         affine_share=affine_share(queries, known.embeddings),
+        exact_fused=exact_fused(known, labels) if model.fusion is not None else None,
     )
+
+
+def exact_fused(known: Known, labels: NDArray[np.int64]) -> float | None:
+    """Percent right of exact answers mixed with light ones; None without a light model.
+
+    The weights for each half of the images are fitted on the other, so none has seen its judges.
+    """
+    if known.light is None:
+        return None
+    exact, light = log_softmax(known.exact), log_softmax(known.light)
+    right = 0
+    for half in range(2):
+        a, b = likeliest_weights(exact[1 - half :: 2], light[1 - half :: 2], labels[1 - half :: 2])
+        mixed = a * exact[half::2] + b * light[half::2]
+        right += int((mixed.argmax(axis=1) == labels[half::2]).sum())
+    return 100.0 * right / len(labels)
 
 
 def retained_gain(over_light: Estimate | None, worth: Estimate | None) -> float | None:
@@ -136,8 +161,10 @@ def costs(model: CodedModel) -> dict[str, float | None]:
     degraded = share + (light or 0 if model.scheme == "guided" else macs["encoder"] / model.code.k)
     with_light = None if light is None or model.scheme == "guided" else degraded + light
     alone = (model.metadata.get("controls") or {}).get("head_alone")
+    exact = macs["backbone"] + sum(macs["head"].values())
     return {
-        "exact": macs["backbone"] + sum(macs["head"].values()),
+        "exact": exact,
+        "exact_fused": None if light is None else exact + light,
         "degraded": degraded,
         "fused": with_light,
         "alike": with_light,

@@ -1,19 +1,20 @@
-"""README.md's accuracy tables, written from receipts: `python -m codedinv.experiments.tables`.
+"""README.md's tables, written from receipts: `python -m codedinv.experiments.tables`.
 
 Receipts are what `codedinv evaluate --model NAME --receipt benchmarks/receipts/accuracy-NAME.json`
-writes. No number is copied by hand.
+writes, and the demo's summary.json, kept as benchmarks/receipts/demo.json. No number is copied by
+hand.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-BEGIN = "<!-- accuracy table: written by python -m codedinv.experiments.tables -->"
-END = "<!-- end of accuracy table -->"
+from codedinv.experiments import comparison
+
+ACCURACY, DEMO = "accuracy", "demo"
 _ROOT = Path(__file__).resolve().parents[2]
 _NAMES = {"light": "light model", "head_alone": "head alone", "plain_sum": "plain sum"}
 _WAYS = ("arrival", "choosing", "alike", "arrival + fused", "choosing + fused")
@@ -38,23 +39,40 @@ def accuracy_tables(receipts: Sequence[dict[str, Any]]) -> str:
         lines += [
             "",
             "| A_d (over light) of | by arrival | chosen among 16 k | all alike "
-            "| fused, by arrival | fused, chosen |",
-            "|---|---|---|---|---|---|",
-            *(_row([f"`{r['model']}`", *(_way(r, way) for way in _WAYS)]) for r in by_way),
+            "| fused, by arrival | fused, chosen | exact, fused |",
+            "|---|---|---|---|---|---|---|",
+            *(
+                _row(
+                    [
+                        f"`{r['model']}`",
+                        *(_way(r, way) for way in _WAYS),
+                        _or_dash(r["controls"].get("exact_fused")),
+                    ]
+                )
+                for r in by_way
+            ),
         ]
     return "\n".join(lines)
 
 
-def replace_table(text: str, table: str) -> str:
-    """The text with the tables between its two marks.
+def replace_table(text: str, table: str, name: str) -> str:
+    """The text with a table between the two marks of that name.
 
     Raises:
         ValueError: a mark is missing.
     """
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"text: expected the lines {BEGIN!r} and {END!r}")
-    before, rest = text.split(BEGIN, 1)
-    return f"{before}{BEGIN}\n{table}\n{END}{rest.split(END, 1)[1]}"
+    begin = f"<!-- {name} table: written by python -m codedinv.experiments.tables -->"
+    end = f"<!-- end of {name} table -->"
+    if begin not in text or end not in text:
+        raise ValueError(f"text: expected the lines {begin!r} and {end!r}")
+    before, rest = text.split(begin, 1)
+    return f"{before}{begin}\n{table}\n{end}{rest.split(end, 1)[1]}"
+
+
+def demo_table(folder: Path) -> str:
+    """The demo's table with its caption, from its receipt."""
+    receipt = json.loads((folder / "demo.json").read_text())
+    return comparison.markdown(receipt["result"])
 
 
 def accuracy_receipts(folder: Path) -> list[dict[str, Any]]:
@@ -124,13 +142,18 @@ def _with_interval(result: dict[str, Any], name: str) -> str:
     return f"{result[name]:.2f} ± {(high - low) / 2:.2f}"
 
 
+def with_tables(readme: str, folder: Path) -> str:
+    """The README with its tables as the receipts in a folder have them."""
+    tables = {ACCURACY: accuracy_tables(accuracy_receipts(folder)), DEMO: demo_table(folder)}
+    for name, table in tables.items():
+        readme = replace_table(readme, table, name)
+    return readme
+
+
 def main() -> None:
     """Rewrites the tables in README.md."""
-    receipts = accuracy_receipts(_ROOT / "benchmarks" / "receipts")
-    if not receipts:
-        sys.exit("no accuracy-*.json in benchmarks/receipts: run codedinv evaluate --receipt first")
     readme = _ROOT / "README.md"
-    readme.write_text(replace_table(readme.read_text(), accuracy_tables(receipts)))
+    readme.write_text(with_tables(readme.read_text(), _ROOT / "benchmarks" / "receipts"))
 
 
 if __name__ == "__main__":

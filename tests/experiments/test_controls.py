@@ -16,6 +16,7 @@ from codedinv.experiments.controls import (
     PlainSum,
     affine_share,
     beaten_by,
+    exact_fused,
     measure_controls,
     retained_gain,
 )
@@ -157,6 +158,20 @@ def test_fusion_trusts_the_answer_that_knows_and_ignores_noise() -> None:
     for da, db in ((0.05, 0), (-0.05, 0), (0, 0.05), (0, -0.05)):
         other = log_softmax((a + da) * log_softmax(knows) + (b + db) * log_softmax(noise))
         assert -other[np.arange(2000), truth].mean() > best
+
+
+def test_exact_answers_are_fused_by_weights_from_the_other_half() -> None:
+    generator = np.random.default_rng(4)
+    labels = generator.integers(0, 3, 3000)
+    exact, light = (generator.standard_normal((3000, 3)).astype(np.float32) for _ in range(2))
+    for logits in (exact, light):
+        logits[np.arange(3000), labels] += 1
+    known = Known(np.zeros((3000, 1), np.float32), exact, light)
+    fused = exact_fused(known, labels)
+    best = 100 * ((exact + light).argmax(1) == labels).mean()
+    assert fused == pytest.approx(best, abs=1.0), "equal models are best mixed equally"
+    assert fused > 100 * (exact.argmax(1) == labels).mean() + 5
+    assert exact_fused(Known(known.embeddings, exact, None), labels) is None
 
 
 def test_fusion_is_fitted_for_both_ways_of_grouping(with_light: CodedModel) -> None:
