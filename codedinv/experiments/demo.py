@@ -140,7 +140,7 @@ def prepare(
     # Each image once before any comes again.
     rounds = -(-count // len(test.labels))
     order = np.concatenate([generator.permutation(len(test.labels)) for _ in range(rounds)])[:count]
-    rate = rate or _fitting_rate(model)
+    rate = _fitting_rate(model) if rate is None else rate
     arrivals = poisson_arrivals(count, rate, generator)
     return Traffic(
         test.queries[order], test.labels[order], test.class_names, arrivals, rate, test.source

@@ -150,6 +150,13 @@ def test_only_a_loss_of_a_coded_run_fails_the_demo(
     assert [label for label, run in result["runs"].items() if run["lost"]] == [loser]
 
 
+def test_a_rate_of_zero_is_refused_and_not_taken_for_none(
+    lit_model: CodedModel, idx_folder: Path
+) -> None:
+    with pytest.raises(ValueError, match="rate: expected more than 0 queries per second, got 0"):
+        prepare(lit_model, idx_folder, 150, 0.0, seed=3)
+
+
 def test_every_run_gets_the_same_images_and_each_once_before_any_comes_again(
     lit_model: CodedModel, idx_folder: Path
 ) -> None:
