@@ -9,7 +9,6 @@ import numpy as np
 from codedinv.oip.datatypes import BYTES, dtype_of
 from codedinv.oip.errors import ProtocolError
 from codedinv.oip.messages import message
-from codedinv.oip.rest import class_count_of
 from codedinv.oip.tensors import (
     InferRequest,
     InferResponse,
@@ -18,6 +17,7 @@ from codedinv.oip.tensors import (
     RequestedOutput,
     Tensor,
     check_shape,
+    class_count_of,
     from_numbers,
     from_raw,
     to_raw,

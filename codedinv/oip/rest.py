@@ -22,6 +22,7 @@ from codedinv.oip.tensors import (
     RequestedOutput,
     Tensor,
     check_shape,
+    class_count_of,
     from_numbers,
     from_raw,
     shortened,
@@ -225,18 +226,6 @@ def _decode_requested(entry: Any) -> RequestedOutput:
     return RequestedOutput(
         name, _flag(name, parameters, "binary_data"), class_count_of(name, parameters)
     )
-
-
-def class_count_of(output: str, parameters: Mapping[str, Parameter]) -> int:
-    """An output's parameter `classification`.
-
-    Raises:
-        ProtocolError: not a count.
-    """
-    count = parameters.get("classification", 0)
-    if type(count) is not int or count < 0:
-        raise ProtocolError(f"{output}: classification: expected a count, got {count!r}")
-    return count
 
 
 def _flag(where: str, parameters: Mapping[str, Parameter], key: str) -> bool:

@@ -125,6 +125,18 @@ def check_shape(name: str, shape: Any) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def class_count_of(output: str, parameters: Parameters) -> int:
+    """An output's parameter `classification`.
+
+    Raises:
+        ProtocolError: not a count.
+    """
+    count = parameters.get("classification", 0)
+    if type(count) is not int or count < 0:
+        raise ProtocolError(f"{output}: classification: expected a count, got {count!r}")
+    return count
+
+
 def from_raw(name: str, datatype: Any, shape: tuple[int, ...], raw: Any) -> Tensor:
     """A tensor from raw bytes: little-endian, rows last; BYTES as (uint32 length, bytes) each.
 
