@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -10,7 +9,23 @@ from typing import Any
 from codedinv import __version__
 from codedinv.gateway.exposition import Snapshots, extra_load
 from codedinv.gateway.hosted import HostedModel
+from codedinv.serving.histogram import Histogram
 from codedinv.serving.metrics import Snapshot
+
+_BOUNDS_S = tuple(2.0 ** (step / 4) for step in range(-48, 25))  # 0.24 ms to 64 s, 19 % apart
+_COUNTS = {
+    "coding groups": "groups",
+    "groups recovered": "groups_recovered",
+    "parities sent": "parity_queries",
+    "parities dropped": "parities_dropped",
+    "hedges": "hedges",
+    "sent again": "retries",
+    "workers lost": "deaths",
+    "workers restarted": "restarts",
+    "quarantines": "quarantines",
+    "wrong results": "corrupt",
+    "reloads": "reloads",
+}
 
 PAGE_HEADERS = [
     (b"content-type", b"text/html; charset=utf-8"),
@@ -53,26 +68,26 @@ def _model(hosted: HostedModel, snapshot: Snapshot | None) -> dict[str, Any]:
         return shown
     stats = snapshot.stats()
     plan = server.scheme.plan
-    latency = stats.latency["all"]
     return shown | {
         "scheme": server.scheme.name,
         "k": plan.k,
         "n": plan.n,
         "workers": list(stats.workers),
+        "accepted": stats.accepted,
         "answered": dict(stats.answered),
         "failed": dict(stats.failed),
-        "accepted": stats.accepted,
         "refused": stats.overloaded,
         "queued": stats.queued,
         "outstanding": stats.outstanding,
         "extra_load": extra_load(stats),
-        "deaths": stats.deaths,
-        "restarts": stats.restarts,
-        "reloads": stats.reloads,
-        "corrupt": stats.corrupt,
-        "latency": {
-            key: None if math.isnan(value) else value
-            for key, value in (("p50", latency.p50), ("p99", latency.p99), ("p999", latency.p999))
-        },
+        "latency": _latency(snapshot),
+        "counts": {label: getattr(stats, field) for label, field in _COUNTS.items()},
         "last_error": stats.last_error,
     }
+
+
+def _latency(snapshot: Snapshot) -> dict[str, Any]:
+    """Answers by latency, as counts of those at most each bound: what is recent is the difference
+    of two of these."""
+    histogram = Histogram.total(snapshot.latency.values())
+    return {"bounds": list(_BOUNDS_S), "counts": histogram.at_most(_BOUNDS_S)}
