@@ -9,6 +9,7 @@ linear model of 0.6 M MACs. Prints "ready" when it is.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -114,6 +115,8 @@ def kserve(http_port: int, grpc_port: int) -> None:
     model = Identity(MODEL)
     model.ready = True
     print("ready", flush=True)
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  nobody reads what it says from now on
+    os.dup2(sys.stdout.fileno(), 1)
     ModelServer(
         http_port=http_port, grpc_port=grpc_port, workers=1, access_log_format=None,
         enable_latency_logging=False,
