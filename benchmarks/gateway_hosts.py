@@ -2,8 +2,8 @@
 
 All take 784 floats and give 10. `plain` is the least that Starlette, uvicorn and grpc.aio can do:
 it decodes the tensor, takes its first 10 values, and encodes them. `kserve` does the same in
-kserve's host. `uncoded` and `coded` are codedinv's gateway in front of worker processes with a
-linear model of 0.6 M MACs. Prints "ready" when it is.
+kserve's host, `gateway` in codedinv's. `uncoded` and `coded` are that gateway with a `CodedServer`
+behind it, worker processes with a linear model of 0.6 M MACs. Prints "ready" when it is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -74,14 +75,38 @@ async def plain(http_port: int, grpc_port: int) -> None:
     )
 
 
-async def codedinv(host: str, http_port: int, grpc_port: int) -> None:
-    """The gateway, with all that it does for a request."""
+class Identity:
+    """What the gateway asks of a server, answered at once."""
+
+    closed = False
+    policy = SimpleNamespace(deadline_s=30.0)
+    scheme = SimpleNamespace(name="none")
+    model = SimpleNamespace(input_shape=(1, 28, 28), heads={"label": None})
+
+    async def predict_async(self, x: Any, deadline: float | None = None) -> list[Any]:
+        from codedinv.serving import Prediction
+
+        rows = x.reshape(len(x), -1)[:, :10]
+        return [Prediction({"label": row}, "exact", 1e-6, 0) for row in rows]
+
+
+async def gateway(http_port: int, grpc_port: int, server: Any) -> None:
+    """The gateway, with all that it does for a request, in front of a server."""
     from codedinv.gateway.access import Token
     from codedinv.gateway.hosted import HostedModels
     from codedinv.gateway.inference import Limits
     from codedinv.gateway.rest import build_app
     from codedinv.gateway.rpc import Rpc
     from codedinv.gateway.traffic import Traffic
+
+    models, limits, traffic = HostedModels.of({MODEL: server}), Limits(), Traffic()
+    app = build_app(models, limits, traffic, Token(None))
+    rpc = Rpc(models, limits, traffic, Token(None))
+    await serve_asgi(app, rpc.add_to, http_port, grpc_port)
+
+
+async def codedinv(host: str, http_port: int, grpc_port: int) -> None:
+    """The gateway with workers behind it."""
     from codedinv.serving import CodedServer
     from tests.serving.linear_model import LinearModel
 
@@ -90,10 +115,7 @@ async def codedinv(host: str, http_port: int, grpc_port: int) -> None:
         model.saved(Path(folder) / "bundle")
         scheme = "uncoded" if host == "uncoded" else "invertible"
         async with CodedServer(model, WORKERS[host], "process", scheme=scheme) as server:
-            models, limits, traffic = HostedModels.of({MODEL: server}), Limits(), Traffic()
-            app = build_app(models, limits, traffic, Token(None))
-            rpc = Rpc(models, limits, traffic, Token(None))
-            await serve_asgi(app, rpc.add_to, http_port, grpc_port)
+            await gateway(http_port, grpc_port, server)
 
 
 def kserve(http_port: int, grpc_port: int) -> None:
@@ -131,12 +153,13 @@ def main() -> None:
         return
     import uvloop
 
-    running = plain(http_port, grpc_port)
-    if host != "plain":
-        running.close()
-        running = codedinv(host, http_port, grpc_port)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(running)
+        if host == "plain":
+            runner.run(plain(http_port, grpc_port))
+        elif host == "gateway":
+            runner.run(gateway(http_port, grpc_port, Identity()))
+        else:
+            runner.run(codedinv(host, http_port, grpc_port))
 
 
 if __name__ == "__main__":
