@@ -31,6 +31,7 @@ from codedinv.serving.groups import (
     Task,
 )
 from codedinv.serving.hedging import Hedging
+from codedinv.serving.histogram import Histogram
 from codedinv.serving.lanes import DATA, ERRAND, HEDGE, PARITY, URGENT, Lanes
 from codedinv.serving.pace import Pace
 from codedinv.serving.policy import Policy
@@ -87,6 +88,8 @@ class Core:
         self.failed: Counter[act.Failure] = Counter()
         self.rejected: Counter[act.Refusal] = Counter()
         self.counts: Counter[str] = Counter()
+        self.queue_wait = Histogram()  # seconds, of queries that were sent
+        self.group_wait = Histogram()  # seconds, of groups that were closed
         self._lanes: dict[int, Lanes] = {0: Lanes()}
         self._open: dict[tuple[int, int], Group] = {}  # by version and bucket, oldest first
         self._planned: deque[Group] = deque()  # whose parities are made once no data waits
@@ -187,6 +190,7 @@ class Core:
             return
         self.counts["accepted"] += 1
         query = Query(event.query, event.payload, event.deadline, event.bucket, event.doubt)
+        query.since = event.time
         self._admit(query)
 
     def _admit(self, query: Query) -> None:
@@ -207,6 +211,7 @@ class Core:
     def _open_group(self, version: int, bucket: int) -> Group:
         group = Group(self._next_group, self.rollout.plan(version), version, bucket)
         self._next_group += 1
+        group.opened_at = self.now
         self.groups[group.id] = self._open[version, bucket] = group
         if group.plan.k > 1:
             group.closes_at = self.now + self.policy.group_wait_s
@@ -247,6 +252,7 @@ class Core:
             self._to_decoder(group, slot, result)
         group.results = {}
         self.counts["groups"] += 1
+        self.group_wait.record(self.now - group.opened_at)
         anchors = k - len(group.queries)
         for slot in range(len(group.queries), k):
             group.states[slot] = SlotState.ARRIVED
@@ -440,6 +446,7 @@ class Core:
         self.counts["parity_queries"] += slot >= group.plan.k
         if attempt.role == "first" and slot < group.plan.k:
             self.hedging.query_sent()
+            self.queue_wait.record(self.now - group.queries[slot].since)
             self._plan_hedge(attempt)
         return group.plan.models[slot], group.payloads[slot]
 
@@ -631,6 +638,8 @@ class Core:
                 continue
             lost = group.states[query.slot] is SlotState.LOST
             if at_once or lost or query.last_call or group.grace_over:
+                self.counts["groups_recovered"] += not group.recovered
+                group.recovered = True
                 self._resolve(query, group.plan.recovered, None)
         if group.unanswered and self.policy.release == "grace" and group.alarm is None:
             group.alarm = self.timers.set(self.now + self.policy.grace_s, "grace", group)
@@ -792,6 +801,7 @@ class Core:
                 continue
             self._end(query)
             again = Query(query.id, query.payload, query.deadline, query.bucket, query.doubt)
+            again.since = query.since
             self._admit(again)
 
     def forget_version(self, version: int) -> None:

@@ -39,6 +39,7 @@ class Query:
         "id",
         "last_call",
         "payload",
+        "since",
         "slot",
         "source",
     )
@@ -57,6 +58,7 @@ class Query:
         self.bucket = bucket
         self.doubt = doubt
         self.done = False
+        self.since = 0.0  # when it was submitted
         self.source: Source | None = None  # of its answer
         self.last_call = False  # take the best answer there is, from now on
         self.alarm: Alarm | None = None
@@ -143,9 +145,11 @@ class Group:
         "grace_over",
         "id",
         "inspected",
+        "opened_at",
         "payloads",
         "plan",
         "queries",
+        "recovered",
         "results",
         "sends",
         "states",
@@ -174,6 +178,8 @@ class Group:
         self.closes_at = 0.0
         self.grace_over = False
         self.inspected = False
+        self.recovered = False  # an answer was made of others' results
+        self.opened_at = 0.0
         self.alarm: Alarm | None = None  # while open: its wait; once decodable: its grace
 
     def join(self, query: Query) -> None:

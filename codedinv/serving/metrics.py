@@ -1,78 +1,18 @@
-"""Counters and latency quantiles in bounded memory."""
+"""What a server counts and measures, in bounded memory."""
 
 from __future__ import annotations
 
 import math
-from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
-
-import numpy as np
 
 from codedinv.schemes.scheme import Source
 from codedinv.serving.actions import Failure
 from codedinv.serving.core import Core
 from codedinv.serving.fleet import Worker
-
-_SUB_BUCKETS = 64  # per power of two: a quantile is within 1/128 of its value
-_LEAST_EXPONENT = -20  # of math.frexp: values from 2^-21, half a microsecond,
-_OCTAVES = 32  # to 2^11, 34 minutes, where the unit is a second
-
-
-class Histogram:
-    """Counts of positive values in logarithmic buckets, as HdrHistogram keeps them.
-
-    2,048 counters hold any number of values from 5e-7 to 2,048 with a relative error below 1 %;
-    what lies outside counts in the first or last bucket. The maximum is exact.
-    """
-
-    def __init__(self) -> None:
-        self._counts = array("q", bytes(8 * _SUB_BUCKETS * _OCTAVES))
-        self.count = 0
-        self.max = 0.0
-
-    def record(self, value: float) -> None:
-        """Adds one value."""
-        mantissa, exponent = math.frexp(value)  # value = mantissa * 2^exponent, mantissa in [.5, 1)
-        index = (exponent - _LEAST_EXPONENT) * _SUB_BUCKETS
-        index += int((mantissa * 2 - 1) * _SUB_BUCKETS)
-        index = 0 if value <= 0 else min(max(index, 0), len(self._counts) - 1)
-        self._counts[index] += 1
-        self.count += 1
-        self.max = max(self.max, value)
-
-    def copy(self) -> Histogram:
-        """One of its own, for another thread to read."""
-        twin = Histogram.__new__(Histogram)
-        twin._counts, twin.count, twin.max = self._counts[:], self.count, self.max
-        return twin
-
-    @classmethod
-    def sum(cls, histograms: Iterable[Histogram]) -> Histogram:
-        """All values of several histograms."""
-        total = cls()
-        counts = np.frombuffer(total._counts, np.int64)
-        for one in histograms:
-            counts += np.frombuffer(one._counts, np.int64)
-            total.count += one.count
-            total.max = max(total.max, one.max)
-        return total
-
-    def quantiles(self, shares: tuple[float, ...]) -> list[float]:
-        """For each share the smallest recorded value that this share of all does not exceed; NaN
-        when empty."""
-        if not self.count:
-            return [math.nan] * len(shares)
-        ranks = [max(1, math.ceil(q * self.count)) for q in shares]
-        totals = np.cumsum(np.frombuffer(self._counts, np.int64))
-        return [self._value(int(index)) for index in np.searchsorted(totals, ranks)]
-
-    def _value(self, index: int) -> float:
-        octave, sub = divmod(index, _SUB_BUCKETS)
-        middle = (1 + (sub + 0.5) / _SUB_BUCKETS) / 2
-        return min(math.ldexp(middle, octave + _LEAST_EXPONENT), self.max)
+from codedinv.serving.histogram import Histogram
 
 
 @dataclass(frozen=True)
@@ -111,6 +51,7 @@ class Stats:
         groups: coding groups closed.
         groups_partial: of these, with anchors in free slots.
         groups_not_encoded: of these, without parities because all their queries were answered.
+        groups_recovered: groups of which an answer was made from the others' results.
         parity_queries: parity queries (with scheme "replication": copies) sent to workers.
         parities_dropped: parity queries that became useless before they were sent.
         encode_errors: groups whose parities the encoder could not make.
@@ -149,6 +90,7 @@ class Stats:
     groups: int
     groups_partial: int
     groups_not_encoded: int
+    groups_recovered: int
     parity_queries: int
     parities_dropped: int
     encode_errors: int
@@ -182,7 +124,15 @@ class Stats:
 # Counted by the core under these names, and passed on as they are.
 _OF_THE_CORE = (
     *("accepted", "hopeless", "corrections", "groups", "groups_partial", "groups_not_encoded"),
-    *("parity_queries", "parities_dropped", "encode_errors", "retries", "hedges", "hedge_wins"),
+    *(
+        "groups_recovered",
+        "parity_queries",
+        "parities_dropped",
+        "encode_errors",
+        "retries",
+        "hedges",
+        "hedge_wins",
+    ),
     *("late_results", "stale_results", "task_errors", "deaths", "hangs", "quarantines", "probes"),
     *("stalls", "reloads", "reloads_failed", "suspected_corruption", "audits"),
 )
@@ -190,7 +140,11 @@ _OF_THE_CORE = (
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Copies of everything that changes, made by the loop in microseconds; see `Metrics`."""
+    """Copies of everything that changes, made by the loop in microseconds; see `Metrics`.
+
+    `counts` are the core's, most of them fields of `Stats`; `queue_wait`: seconds from submit to a
+    worker, of queries that were sent; `group_wait`: seconds that coding groups were open.
+    """
 
     counts: Mapping[str, int]
     queued: int
@@ -204,6 +158,8 @@ class Snapshot:
     starts: int
     workers: tuple[str, ...]
     latency: Mapping[Source, Histogram]
+    queue_wait: Histogram
+    group_wait: Histogram
     last_error: str | None
 
     def stats(self) -> Stats:
@@ -221,7 +177,7 @@ class Snapshot:
             groups_checked=self.groups_checked,
             workers=self.workers,
             latency={
-                "all": Quantiles.of(Histogram.sum(self.latency.values())),
+                "all": Quantiles.of(Histogram.total(self.latency.values())),
                 **{source: Quantiles.of(h) for source, h in self.latency.items()},
             },
             last_error=self.last_error,
@@ -278,6 +234,8 @@ class Metrics:
             starts=self._workers,
             workers=tuple(states),
             latency={source: h.copy() for source, h in self._latency.items()},
+            queue_wait=core.queue_wait.copy(),
+            group_wait=core.group_wait.copy(),
             last_error=self.last_error,
         )
 

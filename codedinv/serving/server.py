@@ -23,7 +23,7 @@ from codedinv.serving.deployments import Backend, Deployment, Deployments, local
 from codedinv.serving.engine import Engine
 from codedinv.serving.futures import PredictionFuture
 from codedinv.serving.light import Grouping
-from codedinv.serving.metrics import Stats
+from codedinv.serving.metrics import Snapshot, Stats
 from codedinv.serving.policy import Policy
 from codedinv.serving.prediction import Prediction
 from codedinv.serving.queries import check_deadline
@@ -296,10 +296,12 @@ class CodedServer:
 
     def stats(self) -> Stats:
         """Counters, worker states and latency quantiles as of now; a snapshot, of one moment."""
+        return self.snapshot().stats()
+
+    def snapshot(self) -> Snapshot:
+        """What `stats` is made of: counts and whole histograms, for monitoring."""
         self._check_process()
-        if self._home.is_here():
-            return self._engine.snapshot().stats()
-        return self._engine.admission.ask().stats()
+        return self._engine.snapshot() if self._home.is_here() else self._engine.admission.ask()
 
     def close(self) -> None:
         """Takes no more queries, waits for those there, ends the workers; a second call waits too.

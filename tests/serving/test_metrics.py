@@ -14,7 +14,8 @@ from codedinv.schemes.scheme import Plan
 from codedinv.serving import CodedServer, Policy, Stats
 from codedinv.serving import events as ev
 from codedinv.serving.core import Core
-from codedinv.serving.metrics import Histogram, Metrics, Quantiles
+from codedinv.serving.histogram import Histogram
+from codedinv.serving.metrics import Metrics, Quantiles
 from tests.serving.linear_model import LinearModel
 
 
@@ -48,6 +49,29 @@ def test_values_off_the_scale_count_at_its_ends() -> None:
     middle, greatest = histogram.quantiles((0.5, 1.0))
     assert middle < 2e-6
     assert greatest > 2000
+
+
+def test_counts_below_a_bound_and_the_sum() -> None:
+    histogram = Histogram()
+    for value in (0.001, 0.004, 0.1, 3.0):
+        histogram.record(value)
+    assert histogram.at_most([0.0005, 0.002, 0.05, 1.0, 100.0]) == [0, 1, 2, 3, 4]
+    assert histogram.sum == pytest.approx(3.105)
+    assert Histogram.total([histogram, histogram.copy()]).sum == pytest.approx(6.21)
+
+
+def test_waits_for_workers_and_for_groups_are_measured() -> None:
+    core = Core(Plan(k=2, n=3, needed=2), Policy(group_wait_s=0.5, in_flight=1), 1)
+    core.handle(ev.Opened(0.0))
+    core.handle(ev.WorkerReady(0.0, 0, 1))
+    sent = core.handle(ev.Submitted(1.0, 0, "a", None))
+    (task,) = [action.task for action in sent if hasattr(action, "task")]
+    core.handle(ev.Submitted(1.25, 1, "b", None))
+    core.handle(ev.ResultArrived(2.25, 0, 1, task, "z"))
+    assert core.queue_wait.count == 2
+    assert core.queue_wait.sum == pytest.approx(0.0 + 1.0)
+    assert core.group_wait.count == 1
+    assert core.group_wait.sum == pytest.approx(0.25)
 
 
 def test_an_empty_histogram_has_no_quantiles() -> None:
