@@ -205,6 +205,46 @@ def chaos(
 
 
 @app.command()
+def serve(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", "-m", help="A bundled name or a bundle's folder; may be given several times."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of each model; default: one for each slot of a coding group."),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")
+    ] = None,
+    http_port: Annotated[
+        int | None, typer.Option(help="Of REST; 0: a free one.", show_default="8000")
+    ] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option(help="Of gRPC; 0: a free one.", show_default="8001")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A YAML file; docs/gateway.md names all its settings.")
+    ] = None,
+) -> None:
+    """Serve models to the clients of any Open Inference Protocol v2 server, over REST and gRPC.
+
+    Prints one line of JSON on stdout when ready: `{"http": "127.0.0.1:8000", "grpc": ...}`; the log
+    goes to stderr. The status page is at `/`, metrics for Prometheus are at `/metrics`. SIGTERM:
+    answers what is there, then exits with 0. SIGHUP: replaces each model by its bundle as it is
+    now, without losing a query.
+
+    Options win over the environment (`CODEDINV_HTTP_PORT=0`), which wins over the file.
+    """
+    from codedinv.cli.serve import run_serve
+
+    options = {"host": host, "http_port": http_port, "grpc_port": grpc_port}
+    run_serve(model or [], workers, options, config)
+
+
+@app.command()
 def info(
     model: Annotated[
         str | None,

@@ -299,6 +299,11 @@ class CodedServer:
         self._check_process()
         return self._engine.snapshot() if self._home.is_here() else self._engine.admission.ask()
 
+    @property
+    def closed(self) -> bool:
+        """Does it take no more queries, for good?"""
+        return self._engine.admission.is_closed
+
     def close(self) -> None:
         """Takes no more queries, waits for those there, ends the workers; a second call waits too.
 

@@ -26,6 +26,7 @@ Backend = Literal["python", "onnxruntime"]
 _HERE = Path(__file__).parent
 _NUMPY_FILE = "backbone.npz"
 _TOLERANCE = 1e-4  # as of all our exports
+_MAX_BATCH = 64  # of a request, for other clients; a front end sends one query at a time
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -168,14 +169,14 @@ def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
 def _config(
     model: CodedModel, name: str, backend: Backend, threads: int, parameters: Mapping[str, str]
 ) -> str:
-    """config.pbtxt; no batching by Triton: a worker does one query after the other."""
+    """config.pbtxt; Triton makes no batches: a worker does one request after the other."""
     lines = [
         f'name: "{name}"',
         f'backend: "{backend}"',
-        "max_batch_size: 0",
-        f'input [ {{ name: "query" data_type: TYPE_FP32 dims: {[-1, *model.input_shape]} }} ]',
+        f"max_batch_size: {_MAX_BATCH}",
+        f'input [ {{ name: "query" data_type: TYPE_FP32 dims: {[*model.input_shape]} }} ]',
         'output [ { name: "embedding" data_type: TYPE_FP32 '
-        f"dims: {[-1, *model.embedding_shape]} }} ]",
+        f"dims: {[*model.embedding_shape]} }} ]",
     ]
     if backend == "python":
         lines.append("instance_group [ { count: 1 kind: KIND_CPU } ]")

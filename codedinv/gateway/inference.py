@@ -1,0 +1,146 @@
+"""A request becomes queries, and their predictions an answer; the same for REST and gRPC."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from codedinv.gateway.errors import RequestError, TooLarge
+from codedinv.gateway.hosted import INPUT, HostedModel, version_of
+from codedinv.oip import InferRequest, InferResponse, Parameter, Tensor
+from codedinv.serving import CodedServer, Prediction
+
+_FLOATS = ("FP32", "FP16")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may be.
+
+    Attributes:
+        max_body_bytes: of its message, over HTTP also after decompression.
+        max_batch: queries in it.
+    """
+
+    max_body_bytes: int = 64 * 2**20
+    max_batch: int = 256
+
+
+async def infer(
+    hosted: HostedModel, request: InferRequest, limits: Limits, left_s: float | None = None
+) -> InferResponse:
+    """Answers a request.
+
+    Args:
+        hosted: the model that it asks.
+        request: one tensor `query` [B, *input], float32 or float16.
+        limits: for its batch.
+        left_s: seconds that the caller still waits, where the transport says so.
+
+    Raises:
+        RequestError, ValueError, CodedInvError: no answer; see `status_of`.
+    """
+    began = time.monotonic()
+    try:
+        server = hosted.ready_server()
+        tasks = _tasks(server, request)
+        queries = _queries(server, request, limits)
+        deadline = _deadline(request.parameters, left_s)
+        found = await server.predict_async(queries, deadline)
+        predictions = found if isinstance(found, list) else [found]
+        answer = InferResponse(
+            model_name=hosted.name,
+            model_version=version_of(server),
+            outputs=[_output(task, predictions, request) for task in tasks],
+            id=request.id,
+            parameters={
+                "source": ",".join(p.source for p in predictions),
+                "latency": max(p.latency for p in predictions),
+            },
+        )
+    except BaseException:
+        hosted.statistics.failed(time.monotonic() - began)
+        raise
+    hosted.statistics.succeeded(len(predictions), time.monotonic() - began)
+    return answer
+
+
+def _tasks(server: CodedServer, request: InferRequest) -> list[str]:
+    """The tasks whose outputs are wanted: `outputs`, else the parameter `task`, else all."""
+    known = list(server.model.heads)
+    wanted = [output.name for output in request.outputs]
+    task = request.parameters.get("task")
+    if task is not None:
+        if task not in known:
+            raise RequestError(f"parameters: task: expected one of {known}, got {_cut(task)}")
+        if any(name != task for name in wanted):
+            raise RequestError("expected either outputs or the parameter task, got both")
+        wanted = [str(task)]
+    scheme = request.parameters.get("scheme", server.scheme.name)
+    if scheme != server.scheme.name:
+        raise RequestError(
+            f"parameters: scheme: this model is served with {server.scheme.name!r}, "
+            f"got {_cut(scheme)}"
+        )
+    wrong = [name for name in wanted if name not in known]
+    if wrong or len(set(wanted)) != len(wanted):
+        raise RequestError(f"outputs: expected some of {known}, each once, got {_cut(wanted)}")
+    return wanted or known
+
+
+def _queries(server: CodedServer, request: InferRequest, limits: Limits) -> Any:
+    """The queries [B, *input] of a request; values are checked by the server."""
+    shape = tuple(server.model.input_shape)
+    if len(request.inputs) != 1 or request.inputs[0].name != INPUT:
+        names = [tensor.name for tensor in request.inputs]
+        raise RequestError(f"inputs: expected one tensor {INPUT!r}, got {_cut(names)}")
+    (tensor,) = request.inputs
+    array = tensor.array
+    if tensor.datatype not in _FLOATS:
+        raise RequestError(f"{INPUT}: expected FP32 or FP16, got {tensor.datatype}")
+    if array.shape[1:] != shape or array.ndim == 0 or not len(array):
+        expected = ["B", *shape]
+        raise RequestError(f"{INPUT}: expected shape {expected}, got {_cut(list(array.shape))}")
+    if len(array) > limits.max_batch:
+        raise TooLarge(f"{INPUT}: expected at most {limits.max_batch} queries, got {len(array)}")
+    return array
+
+
+def _deadline(parameters: Any, left_s: float | None) -> float | None:
+    """Seconds that the queries have; the parameter `timeout` is in microseconds, as Triton's is."""
+    timeout = parameters.get("timeout")
+    seconds = math.inf if left_s is None else left_s
+    if timeout is not None:
+        if isinstance(timeout, bool) or not isinstance(timeout, int) or timeout < 0:
+            raise RequestError(
+                f"parameters: timeout: expected microseconds, an integer of 0 or more (0: none), "
+                f"got {_cut(timeout)}"
+            )
+        if timeout:
+            seconds = min(seconds, timeout / 1e6)
+    return None if math.isinf(seconds) else max(seconds, 1e-6)
+
+
+def _output(task: str, predictions: list[Prediction], request: InferRequest) -> Tensor:
+    array = np.stack([np.asarray(p.outputs[task], np.float32) for p in predictions])
+    count = next((o.class_count for o in request.outputs if o.name == task), 0)
+    return Tensor(task, _classes(array, count) if count else array)
+
+
+def _classes(array: Any, count: int) -> Any:
+    """The largest values of each row as "value:index", the largest first: [B, count] of BYTES."""
+    rows = array.reshape(len(array), -1)
+    order = np.argsort(-rows, axis=1, kind="stable")[:, :count]
+    found = np.empty(order.shape, object)
+    for (row, place), index in np.ndenumerate(order):
+        found[row, place] = f"{rows[row, index]:f}:{index}".encode()
+    return found
+
+
+def _cut(value: Parameter | list[Any]) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,0 +1,183 @@
+"""What a gateway is told: by arguments, environment and file, in this order of weight."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from codedinv.serving import Policy
+
+PREFIX = "CODEDINV_"
+_NOT_OURS = {"CODEDINV_ISA"}  # the decoder's
+
+
+def _policy(value: Any) -> Any:
+    if isinstance(value, Policy):
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError(f"expected a mapping of Policy's fields, got {value!r}")
+    known = {f.name for f in fields(Policy)}
+    wrong = sorted(set(value) - known)
+    if wrong:
+        raise ValueError(f"unknown: {', '.join(map(str, wrong))}; known are {sorted(known)}")
+    return Policy(**value)
+
+
+class ModelSettings(BaseModel):
+    """One model that is served.
+
+    Attributes:
+        model: a bundled name or a bundle's folder.
+        name: by which clients ask for it; None: the bundle's own.
+        workers: how many, or the addresses of remote ones; None: as many as a group has slots.
+        backend: as `CodedServer` takes it.
+        scheme: as `CodedServer` takes it.
+        grouping: as `CodedServer` takes it.
+        fuse: as `CodedServer` takes it.
+        fallback: "light": answers what nothing else answered in time.
+        policy: fields of `Policy`.
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, frozen=True)
+
+    model: str
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    workers: Annotated[int, Field(ge=1)] | tuple[str, ...] | None = None
+    backend: Literal["process", "thread"] | None = None
+    scheme: Literal["invertible", "guided", "replication", "uncoded"] | None = None
+    grouping: Literal["arrival", "alike"] = "arrival"
+    fuse: bool = True
+    fallback: Literal["light"] | None = None
+    policy: Annotated[Policy, BeforeValidator(_policy)] = Policy()
+
+
+class GatewaySettings(BaseSettings):
+    """A gateway. Every field is also an environment variable, `CODEDINV_` and its name in capitals.
+
+    Attributes:
+        models: what is served.
+        host: address to listen on. Another than the loopback should have a token and TLS.
+        http_port: for REST, metrics and the status page; 0: a free one.
+        grpc_port: for gRPC; 0: a free one; None: no gRPC.
+        token: of `Authorization: Bearer TOKEN`, which everything but health and the empty status
+            page then asks for.
+        tls_certificate, tls_key: PEM files; both, or none for plain text.
+        tls_client_ca: PEM file; only clients with a certificate of it are let in.
+        max_body_bytes: of one request, over HTTP also after decompression.
+        max_batch: queries in one request.
+        max_requests: at a time, over HTTP and over gRPC each.
+        drain_delay_s: how long it still takes requests after SIGTERM, when it says already that it
+            is not ready: the time that load balancers need to notice.
+        drain_timeout_s: for requests in progress after that.
+        access_log: a line for each request, not only for those that failed.
+        log_level: of the log on stderr, JSON lines.
+    """
+
+    model_config = SettingsConfigDict(extra="forbid", env_prefix=PREFIX, frozen=True)
+
+    models: tuple[ModelSettings, ...] = Field(min_length=1)
+    host: str = "127.0.0.1"
+    http_port: int = Field(default=8000, ge=0, le=65535)
+    grpc_port: int | None = Field(default=8001, ge=0, le=65535)
+    token: SecretStr | None = Field(default=None, min_length=8)
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    max_body_bytes: int = Field(default=64 * 2**20, ge=1024, lt=2**31)
+    max_batch: int = Field(default=256, ge=1)
+    max_requests: int = Field(default=1024, ge=1)
+    drain_delay_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    drain_timeout_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    access_log: bool = False
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @model_validator(mode="after")
+    def _check(self) -> GatewaySettings:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key: expected both or none")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca: expected with tls_certificate and tls_key")
+        for name in ("tls_certificate", "tls_key", "tls_client_ca"):
+            path = getattr(self, name)
+            if path is not None and not path.is_file():
+                raise ValueError(f"{name}: no such file: {path}")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The file is merged by `load_settings`, below the environment."""
+        return (init_settings, env_settings)
+
+
+def load_settings(
+    arguments: Mapping[str, Any],
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> GatewaySettings:
+    """The settings, checked.
+
+    Args:
+        arguments: what the command line said; wins.
+        file: YAML; what neither argument nor environment say.
+        environment: None: the process's.
+
+    Raises:
+        ValueError: a line for each wrong key, naming it and what was expected.
+    """
+    environment = os.environ if environment is None else environment
+    said = {name for name in environment if name.startswith(PREFIX)} - _NOT_OURS
+    known = {PREFIX + name.upper() for name in GatewaySettings.model_fields}
+    if said - known:
+        raise ValueError(
+            f"environment: unknown {', '.join(sorted(said - known))}; known are "
+            f"{', '.join(sorted(known))}"
+        )
+    values = _read(file) if file is not None else {}
+    values = {k: v for k, v in values.items() if PREFIX + str(k).upper() not in said}
+    try:
+        return GatewaySettings(**values | dict(arguments))
+    except ValidationError as error:
+        raise ValueError("; ".join(map(_line, error.errors()))) from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{file}: {error}") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ValueError(f"{file}: expected a mapping of settings")
+    return values
+
+
+def _line(problem: Any) -> str:
+    place = ".".join(str(part) for part in problem["loc"]) or "settings"
+    what = problem["msg"]
+    if problem["type"] == "missing":
+        return f"{place}: expected, and not there"
+    if problem["type"] == "extra_forbidden":
+        return f"{place}: no such setting"
+    got = "" if "token" in place or isinstance(problem["input"], dict) else repr(problem["input"])
+    return f"{place}: {what[0].lower()}{what[1:]}" + (f", got {got}" if got else "")

@@ -1,0 +1,290 @@
+"""The ASGI application in front of servers in this process, where workers can be told to hang."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fastapi
+import httpx
+import numpy as np
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from codedinv.gateway import create_app
+from codedinv.serving import CodedServer, Policy
+from tests.gateway.servers import infer_body
+from tests.serving.linear_model import LinearModel
+
+INFER = "/v2/models/linear/infer"
+
+
+@pytest.fixture(scope="module")
+def linear(tmp_path_factory: pytest.TempPathFactory) -> LinearModel:
+    return LinearModel().saved(tmp_path_factory.mktemp("linear") / "bundle")
+
+
+@pytest.fixture
+def serve(linear: LinearModel) -> Iterator[Callable[..., CodedServer]]:
+    with contextlib.ExitStack() as stack:
+
+        def start(workers: int = 2, **policy: Any) -> CodedServer:
+            server = CodedServer(linear, workers, "thread", Policy(**policy))
+            return stack.enter_context(server)
+
+        yield start
+
+
+@contextlib.asynccontextmanager
+async def client_of(app: Any) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        yield client
+
+
+def ask(app: Any, method: str, path: str, **options: Any) -> httpx.Response:
+    async def one() -> httpx.Response:
+        async with client_of(app) as client:
+            return await client.request(method, path, **options)
+
+    return asyncio.run(one())
+
+
+def queries(count: int) -> Any:
+    return np.random.default_rng(count).random((count, 1, 4, 4), np.float32)
+
+
+def test_it_can_be_mounted_in_fastapi(
+    serve: Callable[..., CodedServer], linear: LinearModel
+) -> None:
+    app = fastapi.FastAPI()
+    app.mount("/models", create_app(serve()))
+    x = queries(3)
+    answer = ask(app, "POST", f"/models{INFER}", json=infer_body(x, id="seven"))
+    assert answer.status_code == 200
+    found = answer.json()
+    assert (found["id"], found["model_name"]) == ("seven", "linear")
+    outputs = {o["name"]: np.reshape(o["data"], o["shape"]) for o in found["outputs"]}
+    np.testing.assert_allclose(outputs["label"], linear.head(linear.embed(x), "label"), rtol=1e-3)
+    assert set(outputs) == {"label", "count"}
+    assert ask(app, "GET", "/models/").headers["content-type"].startswith("text/html")
+
+
+def test_a_server_may_live_in_the_applications_own_loop(linear: LinearModel) -> None:
+    async def main() -> None:
+        async with CodedServer(linear, 2, "thread") as server, client_of(create_app(server)) as c:
+            answers = await asyncio.gather(
+                *(c.post(INFER, json=infer_body(queries(2))) for _ in range(20)),
+                c.get("/metrics"),
+                c.get("/status"),
+            )
+            assert {answer.status_code for answer in answers} == {200}
+
+    asyncio.run(main())
+
+
+def test_several_servers_by_names_of_ones_own(serve: Callable[..., CodedServer]) -> None:
+    app = create_app({"one": serve(), "two": serve()})
+    index = ask(app, "POST", "/v2/repository/index").json()
+    assert [entry["name"] for entry in index] == ["one", "two"]
+    for name in ("one", "two"):
+        answer = ask(app, "POST", f"/v2/models/{name}/infer", json=infer_body(queries(1)))
+        assert answer.json()["model_name"] == name
+
+
+def test_one_task_only(serve: Callable[..., CodedServer]) -> None:
+    app = create_app(serve())
+    body = infer_body(queries(2), parameters={"task": "count", "scheme": "invertible"})
+    (output,) = ask(app, "POST", INFER, json=body).json()["outputs"]
+    assert (output["name"], output["shape"]) == ("count", [2, 3])
+
+
+def test_its_program_alone_unloads_a_mounted_model(serve: Callable[..., CodedServer]) -> None:
+    app = create_app(serve())
+    answer = ask(app, "POST", "/v2/repository/models/linear/unload")
+    assert answer.status_code == 400
+    assert "by its program only" in answer.json()["error"]
+
+
+def test_a_closed_server_is_not_ready(serve: Callable[..., CodedServer]) -> None:
+    server = serve()
+    app = create_app(server)
+    assert ask(app, "GET", "/v2/health/ready").status_code == 200
+    server.close()
+    assert ask(app, "GET", "/v2/health/live").status_code == 200
+    assert ask(app, "GET", "/v2/health/ready").status_code == 503
+    assert ask(app, "GET", "/v2/models/linear/ready").status_code == 503
+    answer = ask(app, "POST", INFER, json=infer_body(queries(1)))
+    assert answer.status_code == 503
+    assert "closed" in answer.json()["error"]
+    assert ask(app, "GET", "/metrics").status_code == 200
+
+
+def test_a_late_answer_is_504(serve: Callable[..., CodedServer]) -> None:
+    server = serve(hang_timeout_s=None, drain_timeout_s=0.1)
+    for worker in range(2):
+        server.pool.hang(worker)
+    body = infer_body(queries(1), parameters={"timeout": 50_000})
+    answer = ask(create_app(server), "POST", INFER, json=body)
+    assert answer.status_code == 504
+    assert "deadline" in answer.json()["error"]
+
+
+def test_a_full_queue_is_429_and_a_client_that_leaves_frees_its_place(
+    serve: Callable[..., CodedServer],
+) -> None:
+    server = serve(hang_timeout_s=None, max_queue=2, drain_timeout_s=0.1)
+    for worker in range(2):
+        server.pool.hang(worker)
+
+    async def main() -> None:
+        async with client_of(create_app(server)) as client:
+            body = infer_body(queries(1))
+            waiting = [asyncio.create_task(client.post(INFER, json=body)) for _ in range(2)]
+            while server.snapshot().counts["accepted"] < 2:
+                await asyncio.sleep(0.01)
+            refused = await client.post(INFER, json=body)
+            assert refused.status_code == 429
+            assert refused.headers["retry-after"]
+            assert "max_queue" in refused.json()["error"]
+            for one in waiting:
+                one.cancel()
+            await asyncio.wait(waiting)
+            while (stats := server.stats()).failed["cancelled"] < 2:
+                await asyncio.sleep(0.01)
+            assert stats.queued + stats.outstanding == 0
+
+    asyncio.run(main())
+
+
+def test_a_disconnect_cancels_the_queries(serve: Callable[..., CodedServer]) -> None:
+    server = serve(hang_timeout_s=None, drain_timeout_s=0.1)
+    for worker in range(2):
+        server.pool.hang(worker)
+    app = create_app(server)
+    body = httpx.Request("POST", "http://x", json=infer_body(queries(1))).content
+
+    async def main() -> None:
+        said = [{"type": "http.request", "body": body}]
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            if said:
+                return said.pop()
+            while server.snapshot().counts["accepted"] < 1:
+                await asyncio.sleep(0.01)
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": INFER, "headers": [], "root_path": ""}
+        await app(scope, receive, send)
+        assert sent == []
+        while server.stats().failed["cancelled"] < 1:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+
+
+def test_lost_workers_are_503(linear: LinearModel) -> None:
+    policy = Policy(retries=0, restart_backoff_s=5, drain_timeout_s=0.1)
+    with CodedServer(linear, 1, "thread", policy, scheme="uncoded") as server:
+        server.pool.hang(0)
+        app = create_app(server)
+
+        async def main() -> int:
+            async with client_of(app) as client:
+                one = asyncio.create_task(client.post(INFER, json=infer_body(queries(1))))
+                while server.stats().outstanding < 1:
+                    await asyncio.sleep(0.01)
+                server.pool.kill(0)
+                return (await one).status_code
+
+        assert asyncio.run(main()) == 503
+
+
+def test_a_bomb_is_413_and_a_broken_stream_400(serve: Callable[..., CodedServer]) -> None:
+    app = create_app(serve(), max_body_bytes=2**16)
+    bomb = gzip.compress(bytes(2**26))
+    assert len(bomb) < 2**17
+    for body, status in (
+        (gzip.compress(bytes(2**22)), 413),
+        (bytes(2**17), 413),
+        (b"not gzip", 400),
+        (gzip.compress(b"{}")[:-4], 400),
+        (gzip.compress(b"{}") + b"more", 400),
+    ):
+        answer = ask(app, "POST", INFER, content=body, headers={"content-encoding": "gzip"})
+        assert answer.status_code == status, answer.text
+    answer = ask(app, "POST", INFER, content=b"{}", headers={"content-encoding": "br"})
+    assert answer.status_code == 400
+
+
+def test_a_body_of_unknown_length_is_limited_too(serve: Callable[..., CodedServer]) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield bytes(4096)
+
+    answer = ask(create_app(serve(), max_body_bytes=2**16), "POST", INFER, content=endless())
+    assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("content_type", [None, "text/plain", "application/octet-stream"])
+def test_any_content_type_will_do(
+    serve: Callable[..., CodedServer], content_type: str | None
+) -> None:
+    content = httpx.Request("POST", "http://x", json=infer_body(queries(1))).content
+    headers = {} if content_type is None else {"content-type": content_type}
+    answer = ask(create_app(serve()), "POST", INFER, content=content, headers=headers)
+    assert answer.status_code == 200
+
+
+def test_the_token_guards_all_but_health_and_the_empty_page(
+    serve: Callable[..., CodedServer],
+) -> None:
+    app = create_app(serve(), token="a-good-token")
+    for path in ("/", "/v2/health/live", "/v2/health/ready"):
+        assert ask(app, "GET", path).status_code == 200
+    for path in ("/v2", "/metrics", "/status", "/v2/models/linear", "/nothing"):
+        for header in ({}, {"authorization": "Bearer wrong"}, {"authorization": "a-good-token"}):
+            answer = ask(app, "GET", path, headers=header)
+            assert answer.status_code == 401, path
+            assert answer.headers["www-authenticate"] == "Bearer"
+    header = {"authorization": "Bearer a-good-token"}
+    assert ask(app, "GET", "/v2", headers=header).status_code == 200
+
+
+def test_mounted_health_needs_no_token_either(serve: Callable[..., CodedServer]) -> None:
+    app = Starlette(routes=[Mount("/models", create_app(serve(), token="a-good-token"))])
+    assert ask(app, "GET", "/models/v2/health/ready").status_code == 200
+    assert ask(app, "GET", "/models/v2").status_code == 401
+
+
+def test_a_name_twice_is_refused() -> None:
+    from codedinv.gateway.hosted import HostedModel, HostedModels
+
+    with pytest.raises(ValueError, match="'a' twice"):
+        HostedModels([HostedModel("a"), HostedModel("a")])
+
+
+def test_reloading_a_mounted_model_reads_its_folder_again(
+    tmp_path: Path, make_small_model: Callable[..., Any]
+) -> None:
+    from codedinv.coding import Code
+
+    folder = make_small_model(Code.uniform(2), linear=True).save(tmp_path / "bundle")
+    with CodedServer(folder, 1, "thread") as server:
+        app = create_app({"small": server})
+        before = ask(app, "GET", "/v2/models/small").json()["versions"]
+        make_small_model(Code.uniform(3), linear=True).save(folder)
+        answer = ask(app, "POST", "/v2/repository/models/small/load", timeout=60)
+        assert answer.status_code == 200, answer.text
+        after = ask(app, "GET", "/v2/models/small").json()["versions"]
+        assert before != after
+        assert server.stats().reloads == 1
