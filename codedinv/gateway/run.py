@@ -10,12 +10,12 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
 import uvicorn
 
+from codedinv.bundle import CodedModel
 from codedinv.errors import CodedInvError
 from codedinv.gateway.access import Token
 from codedinv.gateway.hosted import HostedModel, HostedModels
@@ -221,14 +221,9 @@ def _grpc_credentials(settings: GatewaySettings) -> Any:
 
 def name_of(model: ModelSettings) -> str:
     """By which clients ask for a model: as it is configured, else the bundle's own name."""
-    from codedinv.bundle import bundled_names
-    from codedinv.bundle_folder import read_manifest
-
     if model.name is not None:
         return model.name
-    if model.model in bundled_names():
-        return model.model
-    return str(read_manifest(Path(model.model).expanduser()).name)
+    return CodedModel.load(model.model).name
 
 
 async def _reload(hosted: HostedModel) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,7 +135,7 @@ def running_gateway(
             process.stdout.close()
 
 
-def endpoint_of(gateway: Gateway, bundle: Path) -> Endpoint:
+def endpoint_of(gateway: Gateway, bundle: str) -> Endpoint:
     """What `test_client_api.py` needs to know of a gateway with this bundle."""
     from codedinv.bundle import CodedModel
 
@@ -173,3 +174,11 @@ def infer_body(x: Any, **more: Any) -> dict[str, Any]:
         "data": x.ravel().tolist(),
     }
     return {"inputs": [tensor], **more}
+
+
+def copy_bundle(name: str, folder: Path) -> Path:
+    """Puts a copy of a bundled model at `folder`, in place of one that is there."""
+    if folder.exists():
+        folder.rename(folder.with_name(f"old-{time.monotonic_ns()}"))
+    shutil.copytree(ROOT / "codedinv" / "bundles" / name, folder.with_name("new"))
+    return folder.with_name("new").rename(folder)

@@ -18,7 +18,7 @@ from starlette.routing import Mount
 
 from codedinv.gateway import create_app
 from codedinv.serving import CodedServer, Policy
-from tests.gateway.servers import infer_body
+from tests.gateway.servers import copy_bundle, infer_body
 from tests.serving.linear_model import LinearModel
 
 INFER = "/v2/models/linear/infer"
@@ -273,18 +273,14 @@ def test_a_name_twice_is_refused() -> None:
         HostedModels([HostedModel("a"), HostedModel("a")])
 
 
-def test_reloading_a_mounted_model_reads_its_folder_again(
-    tmp_path: Path, make_small_model: Callable[..., Any]
-) -> None:
-    from codedinv.coding import Code
-
-    folder = make_small_model(Code.uniform(2), linear=True).save(tmp_path / "bundle")
+def test_reloading_a_mounted_model_reads_its_folder_again(tmp_path: Path) -> None:
+    folder = copy_bundle("fashion-mnist-k2", tmp_path / "bundle")
     with CodedServer(folder, 1, "thread") as server:
-        app = create_app({"small": server})
-        before = ask(app, "GET", "/v2/models/small").json()["versions"]
-        make_small_model(Code.uniform(3), linear=True).save(folder)
-        answer = ask(app, "POST", "/v2/repository/models/small/load", timeout=60)
+        app = create_app({"fashion": server})
+        before = ask(app, "GET", "/v2/models/fashion").json()["versions"]
+        copy_bundle("fashion-mnist", folder)
+        answer = ask(app, "POST", "/v2/repository/models/fashion/load")
         assert answer.status_code == 200, answer.text
-        after = ask(app, "GET", "/v2/models/small").json()["versions"]
+        after = ask(app, "GET", "/v2/models/fashion").json()["versions"]
         assert before != after
         assert server.stats().reloads == 1

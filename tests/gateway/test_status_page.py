@@ -13,6 +13,7 @@ import pytest
 
 import codedinv.gateway
 from tests.gateway.browser import CHROMIUM, browser
+from tests.gateway.conftest import BUNDLE
 from tests.gateway.servers import Gateway, get, infer_body, running_gateway
 
 PAGE = Path(codedinv.gateway.__file__).with_name("status.html")
@@ -56,14 +57,14 @@ def test_a_browser_shows_workers_latency_and_sources(
     def ask() -> None:
         with httpx.Client() as client:
             while not over.wait(0.05):
-                client.post(f"{gateway.url}/v2/models/small/infer", json=body, timeout=30)
+                client.post(f"{gateway.url}/v2/models/fashion-mnist/infer", json=body, timeout=30)
 
     async def look() -> None:
         async with browser(tmp_path / "profile") as page:
             await page.prefer(scheme)
             await page.open(gateway.url + "/")
             await page.wait_for("document.getElementById('ready')?.textContent === 'ready'")
-            tiles = "[...document.querySelectorAll('[data-model=small] .tile')]"
+            tiles = "[...document.querySelectorAll('[data-model='fashion-mnist'] .tile')]"
             assert await page.value(f"{tiles}.length") == 3
             states = await page.value(f"{tiles}.map((t) => t.dataset.state)")
             assert set(states) <= {"ready", "busy"}
@@ -90,8 +91,8 @@ def test_a_browser_shows_workers_latency_and_sources(
 
 @pytest.mark.servers
 @needs_chromium
-def test_the_page_shows_a_lost_gateway_and_asks_for_its_token(tmp_path: Path, bundle: Path) -> None:
-    settings = {"models": [{"model": str(bundle), "workers": 1}], "token": "a-good-token"}
+def test_the_page_shows_a_lost_gateway_and_asks_for_its_token(tmp_path: Path) -> None:
+    settings = {"models": [{"model": BUNDLE, "workers": 1}], "token": "a-good-token"}
 
     async def look(running: Gateway) -> None:
         says = "document.getElementById('ready').textContent"
