@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from codedinv.bundle import CodedModel
-from codedinv.data import load_test_images
+from codedinv.data import load_test_images, to_queries
 from codedinv.experiments.receipts import write_receipt
 from codedinv.experiments.traffic import Answer, Record, poisson_arrivals, send
 from codedinv.serving import CodedServer
@@ -130,9 +130,7 @@ def run_round(
 
 def compare(model: CodedModel, queries: int, rate: float, rounds: int, seed: int) -> dict[str, Any]:
     """Both servers, round after round: latency quantiles over all rounds, and failed requests."""
-    images, _ = load_test_images()
-    images = images.astype(np.float32)
-    images = images / 255 if images.max() > 1 else images
+    images = to_queries(load_test_images()[0])
     folder = Path(tempfile.mkdtemp(prefix="codedinv-tritons-"))
     found: dict[str, list[Answer]] = {name: [] for name in SCHEMES}
     fleet = None
@@ -141,7 +139,6 @@ def compare(model: CodedModel, queries: int, rate: float, rounds: int, seed: int
         for number in range(rounds):
             generator = np.random.default_rng(seed + number)
             chosen = images[generator.integers(len(images), size=queries)]
-            chosen = chosen.reshape(queries, *model.input_shape)
             arrivals = poisson_arrivals(queries, rate, generator)
             for name, scheme in SCHEMES.items():
                 found[name] += run_round(fleet, model, scheme, chosen, arrivals)

@@ -167,9 +167,11 @@ def test_grpc_calls_off_a_task_behind_another_which_counts_until_that_has_ended(
     server = start_server()
     pool = ready(connect(server, in_flight=2))
     server.gate.clear()
-    for task in (1, 2, 3):
+    pool.send(0, 1, 1, "backbone", linear.queries(1)[0])
+    wait_until(lambda: server.begun == 2)  # with the one that every worker answers at first
+    for task in (2, 3):
         pool.send(0, 1, task, "backbone", linear.queries(1)[0])
-    wait_until(lambda: server.arrived == 3)  # with the one that every worker answers at first
+    wait_until(lambda: server.arrived == 3)
     pool.cancel(0, 1, 1)
     pool.cancel(0, 1, 2)
     pool.cancel(0, 1, 2)

@@ -128,11 +128,14 @@ class Remote:
         while connection is not None and self._waiting and len(self._calls) < self._in_flight:
             task, (model, query) = self._waiting.popitem(last=False)
             self._calls[task] = call = _Call()
-            call.handle = self._ask(connection, model, query, partial(self._done, task, model))
+            done = partial(self._done, task, model)
+            call.handle = self._ask(connection, model, query, f"task-{task}", done)
 
-    def _ask(self, connection: Connection, model: str, query: Array, done: Done) -> object:
+    def _ask(
+        self, connection: Connection, model: str, query: Array, identity: str, done: Done
+    ) -> object:
         remote = self.endpoint.model or self._models[model].name or model
-        request = self._signatures[model].request(query)
+        request = self._signatures[model].request(query, identity)
         return connection.infer(remote, self.endpoint.version, request, done)
 
     def _done(self, task: int, model: str, outcome: InferResponse | Failed) -> None:
@@ -229,7 +232,7 @@ class Remote:
             ended.set()
 
         query = np.zeros(self._models[model].query_shape, np.float32)
-        self._ask(connection, model, query, done)
+        self._ask(connection, model, query, "readiness", done)
         while not ended.wait(_ASK_AGAIN_S):
             if self._over.is_set():
                 return

@@ -80,12 +80,14 @@ class Signature:
             raise WrongModel(f"{HASH_PARAMETER}: expected {meant}, the server has {stated}")
         return cls(query.name, embedding.name, spec.query_shape, spec.embedding_shape, is_batch)
 
-    def request(self, query: Array) -> InferRequest:
-        """What to send for a query (*input)."""
+    def request(self, query: Array, identity: str) -> InferRequest:
+        """What to send for a query (*input); `identity` is for the server's log, and because some
+        servers do not answer a request that has none."""
         array = query[np.newaxis] if self.is_batch else query
         return InferRequest(
             inputs=[Tensor(self.query, np.ascontiguousarray(array, np.float32))],
             outputs=[RequestedOutput(self.embedding, binary=True)],
+            id=identity,
         )
 
     def result(self, response: InferResponse) -> Array:
