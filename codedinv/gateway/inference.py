@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +10,11 @@ import numpy as np
 
 from codedinv.gateway.errors import RequestError, TooLarge
 from codedinv.gateway.hosted import INPUT, HostedModel, version_of
-from codedinv.oip import InferRequest, InferResponse, Parameter, Tensor
+from codedinv.oip import InferRequest, InferResponse, Parameter, Parameters, Tensor
 from codedinv.serving import CodedServer, Prediction
 
 _FLOATS = ("FP32", "FP16")
+_LEAST_S = 1e-6
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ async def infer(
         server = hosted.ready_server()
         tasks = _tasks(server, request)
         queries = _queries(server, request, limits)
-        deadline = _deadline(request.parameters, left_s)
+        deadline = _deadline(server, request.parameters, left_s)
         found = await server.predict_async(queries, deadline)
         predictions = found if isinstance(found, list) else [found]
         answer = InferResponse(
@@ -110,19 +110,19 @@ def _queries(server: CodedServer, request: InferRequest, limits: Limits) -> Any:
     return array
 
 
-def _deadline(parameters: Any, left_s: float | None) -> float | None:
-    """Seconds that the queries have; the parameter `timeout` is in microseconds, as Triton's is."""
-    timeout = parameters.get("timeout")
-    seconds = math.inf if left_s is None else left_s
-    if timeout is not None:
-        if isinstance(timeout, bool) or not isinstance(timeout, int) or timeout < 0:
-            raise RequestError(
-                f"parameters: timeout: expected microseconds, an integer of 0 or more (0: none), "
-                f"got {_cut(timeout)}"
-            )
-        if timeout:
-            seconds = min(seconds, timeout / 1e6)
-    return None if math.isinf(seconds) else max(seconds, 1e-6)
+def _deadline(server: CodedServer, parameters: Parameters, left_s: float | None) -> float | None:
+    """Seconds that the queries have: the parameter `timeout`, in microseconds as Triton's is, else
+    the policy's; and never more than the caller waits."""
+    timeout = parameters.get("timeout", 0)
+    if isinstance(timeout, bool) or not isinstance(timeout, int) or timeout < 0:
+        raise RequestError(
+            f"parameters: timeout: expected microseconds, an integer of 0 or more (0: none), "
+            f"got {_cut(timeout)}"
+        )
+    seconds = timeout / 1e6 if timeout else server.policy.deadline_s
+    if left_s is None:
+        return seconds
+    return max(_LEAST_S, left_s if seconds is None else min(seconds, left_s))
 
 
 def _output(task: str, predictions: list[Prediction], request: InferRequest) -> Tensor:
