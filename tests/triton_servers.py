@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ENVIRONMENT = Path(os.environ.get("CODEDINV_TRITON_VENV", ROOT / ".venv-triton"))
+ENVIRONMENT = Path(os.environ.get("TRITON_VENV", ROOT / ".venv-triton"))
 START_S = 60.0
 
 

@@ -21,7 +21,7 @@ from codedinv.workers.oip import OipPool
 from tests.workers.conftest import listen
 
 ROOT = Path(__file__).resolve().parents[2]
-PYTHON = Path(os.environ.get("CODEDINV_KSERVE_VENV", ROOT / ".venv-kserve")) / "bin" / "python"
+PYTHON = Path(os.environ.get("KSERVE_VENV", ROOT / ".venv-kserve")) / "bin" / "python"
 
 pytestmark = [
     pytest.mark.servers,
