@@ -60,7 +60,8 @@ class RayPool(MailboxPool, BreakablePool):
     called, it is, with its defaults: the cluster that RAY_ADDRESS names, or else a new one here.
 
     Args:
-        models: what version 0 runs, by name; a bare spec is the model "backbone".
+        models: what version 0 runs, by name; a bare spec is the model "backbone". None: what it is
+            provided with, as by the `CodedServer` that it is given to.
         workers: how many indices there are.
         placement: "SPREAD": on as many nodes as there are, so that a node's end takes few workers;
             "DEFAULT": Ray packs; or a `ray.util.placement_group`, worker i in bundle
@@ -77,7 +78,7 @@ class RayPool(MailboxPool, BreakablePool):
 
     def __init__(
         self,
-        models: Mapping[str, BackboneSpec] | BackboneSpec,
+        models: Mapping[str, BackboneSpec] | BackboneSpec | None,
         workers: int,
         *,
         placement: Any = "SPREAD",
@@ -88,8 +89,9 @@ class RayPool(MailboxPool, BreakablePool):
     ) -> None:
         import ray.exceptions
 
-        first = {"backbone": models} if isinstance(models, BackboneSpec) else dict(models)
-        if not first:
+        if isinstance(models, BackboneSpec):
+            models = {"backbone": models}
+        if models is not None and not models:
             raise ValueError("models: expected at least one")
         if max_restarts < 0:
             raise ValueError(f"max_restarts: expected 0 or more, got {max_restarts}")
@@ -101,7 +103,9 @@ class RayPool(MailboxPool, BreakablePool):
             "max_restarts": max_restarts,
             "resources": dict(resources or {}),
         }
-        self._versions: dict[int, dict[str, BackboneSpec]] = {0: first}
+        self._versions: dict[int, dict[str, BackboneSpec]] = {}
+        if models is not None:
+            self._versions[0] = dict(models)
         super().__init__(workers)
         if not ray.is_initialized():
             ray.init()

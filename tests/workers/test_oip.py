@@ -380,6 +380,16 @@ def test_a_server_of_remote_workers_survives_one_that_stops(
         wait_until(lambda: server.stats().workers.count("ready") == 5)
 
 
+def test_a_pool_with_a_token_is_given_to_a_server(
+    start_server: StartServer, linear: LinearModel
+) -> None:
+    endpoints = [url(start_server()) for _ in range(2)]
+    pool = OipPool(None, endpoints, security=Security(token="secret"))
+    queries = linear.queries(8)
+    with CodedServer(linear, workers=2, pool=pool) as server:
+        check_answers(server.predict_batch(queries), linear.outputs(queries))
+
+
 def test_a_slow_server_costs_no_time(start_server: StartServer, linear: LinearModel) -> None:
     servers = [start_server() for _ in range(5)]
     policy = Policy(group_wait_s=0.01)

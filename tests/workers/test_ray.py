@@ -157,8 +157,11 @@ def test_a_bundle_that_was_replaced_is_refused(
 
 @pytest.mark.parametrize("how", ["ray.kill", "SIGKILL"])
 def test_a_killed_actor_of_five_costs_no_answer(ray: Any, linear: LinearModel, how: str) -> None:
+    from codedinv.workers.ray import RayPool
+
     queries = linear.queries(400)
-    with CodedServer(linear, workers=5, backend="ray") as server:
+    pool = {"backend": "ray"} if how == "ray.kill" else {"pool": RayPool(None, 6, num_cpus=0.5)}
+    with CodedServer(linear, workers=5, **pool) as server:
         futures = []
         for i, query in enumerate(queries):
             futures.append(server.submit(query, deadline=60.0))

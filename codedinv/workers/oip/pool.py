@@ -25,7 +25,8 @@ class OipPool(MailboxPool):
     owner of the pool retires the worker.
 
     Args:
-        models: what version 0 runs, by name; a bare spec is the model "backbone".
+        models: what version 0 runs, by name; a bare spec is the model "backbone". None: what it is
+            provided with, as by the `CodedServer` that it is given to.
         endpoints: one a worker, see `Endpoint.parse`. The pool has one index more, for the spare
             that a reload uses: it shares the server of a worker that is ready.
         in_flight: tasks at a server at a time; more may be sent, and wait here.
@@ -38,7 +39,7 @@ class OipPool(MailboxPool):
 
     def __init__(
         self,
-        models: Mapping[str, BackboneSpec] | BackboneSpec,
+        models: Mapping[str, BackboneSpec] | BackboneSpec | None,
         endpoints: Sequence[str],
         in_flight: int = 1,
         security: Security | None = None,
@@ -52,7 +53,7 @@ class OipPool(MailboxPool):
         for endpoint in self._endpoints:
             self._security.headers(endpoint)  # refuses to send a token unencrypted
         self._in_flight = in_flight
-        self._versions = {0: _checked(models)}
+        self._versions = {} if models is None else {0: _checked(models)}
         super().__init__(len(endpoints) + 1)
         self._workers: list[Remote | None] = [None] * self._count
 
