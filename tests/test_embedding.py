@@ -97,6 +97,22 @@ def test_the_compose_file_names_what_the_dockerfile_has() -> None:
     assert len(hosts) == CodedModel.load(model["model"]).code.n
 
 
+@pytest.mark.servers
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        ("hadolint", ["deploy/Dockerfile"]),
+        ("kubernetes-validate", ["--strict", "deploy/kubernetes.yaml"]),
+    ],
+)
+def test_the_linters_have_nothing_to_say(tool: str, arguments: list[str]) -> None:
+    found = shutil.which(tool, path=str(ROOT / ".venv-deploy" / "bin")) or shutil.which(tool)
+    if found is None:
+        pytest.skip(f"{tool} is not installed: `make test-servers` does that")
+    ended = subprocess.run([found, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
 def test_the_settings_in_deploy_are_settings_of_the_gateway(tmp_path: Path) -> None:
     from codedinv.gateway import load_settings
 
