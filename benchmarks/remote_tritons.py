@@ -3,8 +3,10 @@
     python -m benchmarks.remote_tritons --receipt benchmarks/receipts/remote-tritons.json
 
 Each round sends the same queries at the same Poisson times through a coded and an uncoded server.
-After a quarter of them one Triton gets SIGKILL and is started again, as an orchestrator would do;
-from the half on another takes 100 ms longer for each query. Tritons need `make test-servers` once.
+After a quarter of them one Triton gets SIGKILL; from the half on another takes `--slow` seconds
+longer for each query. The dead one is started again before the next round, not during it: elsewhere
+it has a machine of its own, and here its start would take the processor from all others. Tritons
+need `make test-servers` once.
 """
 
 from __future__ import annotations
@@ -32,11 +34,10 @@ from tests.triton_servers import Triton
 
 WORKERS = 5
 SCHEMES = {"coded": "invertible", "uncoded": "uncoded"}
-SLOW_S = 0.1
 _BAR = 0.5  # of uncoded's p99
 _KILLED, _SLOWED = 1, 3
-# Appended to the exported model.py: a slow machine, switched on by a file.
-_SLOW_SWITCH = f"""
+# Appended to the exported model.py: a slow machine, as slow as a file says.
+_SLOW_SWITCH = """
 
 import time
 
@@ -44,8 +45,9 @@ _answer = TritonPythonModel._answer
 
 
 def _slow_answer(self, request):
-    if (Path(__file__).parents[1] / "slow").exists():
-        time.sleep({SLOW_S})
+    switch = Path(__file__).parents[1] / "slow"
+    if switch.exists():
+        time.sleep(float(switch.read_text() or 0))
     return _answer(self, request)
 
 
@@ -86,19 +88,19 @@ class Fleet:
         """gRPC and HTTP, by turns."""
         return [t.http if i % 2 else t.grpc for i, t in enumerate(self.tritons)]
 
-    def kill(self, number: int) -> None:
-        """SIGKILL, and a start on the same ports."""
-        old = self.tritons[number]
-        old.kill()
-        ports = old.http_port, old.grpc_port
-        self.tritons[number] = triton_servers.start(self.repository(number), self.folder, ports)
+    def mend(self) -> None:
+        """Starts those again that were killed, on their ports, and slows none."""
+        for number, old in enumerate(self.tritons):
+            self.slow(number, 0.0)
+            if old.process.poll() is not None:
+                ports = old.http_port, old.grpc_port
+                new = triton_servers.start(self.repository(number), self.folder, ports)
+                self.tritons[number] = new
+        triton_servers.wait_until_ready(self.tritons)
 
-    def slow(self, number: int, slow: bool) -> None:
-        switch = self.repository(number) / self.name / "slow"
-        if slow:
-            switch.touch()
-        else:
-            switch.unlink(missing_ok=True)
+    def slow(self, number: int, seconds: float) -> None:
+        """Each query takes so much longer from now on."""
+        (self.repository(number) / self.name / "slow").write_text(f"{seconds}")
 
     def stop(self) -> None:
         for triton in self.tritons:
@@ -106,29 +108,28 @@ class Fleet:
 
 
 def run_round(
-    fleet: Fleet, model: CodedModel, scheme: str, queries: Any, arrivals: Any
+    fleet: Fleet, model: CodedModel, scheme: str, queries: Any, arrivals: Any, slow_s: float
 ) -> list[Answer]:
     """The answers of one server to one round of traffic."""
-    triton_servers.wait_until_ready(fleet.tritons)
-    fleet.slow(_SLOWED, False)
+    fleet.mend()
     count = len(queries)
 
     def elsewhere(job: Callable[[], None]) -> Callable[[], None]:
         return lambda: threading.Thread(target=job).start()
 
     events = {
-        count // 4: [elsewhere(lambda: fleet.kill(_KILLED))],
-        count // 2: [elsewhere(lambda: fleet.slow(_SLOWED, True))],
+        count // 4: [elsewhere(fleet.tritons[_KILLED].kill)],
+        count // 2: [elsewhere(lambda: fleet.slow(_SLOWED, slow_s))],
     }
     with CodedServer(model, workers=fleet.endpoints, scheme=scheme) as server:
         for future in [server.submit(query) for query in queries[:50]]:
             future.result()  # connections are warm, on both sides
-        answers = send(server, queries, arrivals, Record(count), events)
-    fleet.slow(_SLOWED, False)
-    return answers
+        return send(server, queries, arrivals, Record(count), events)
 
 
-def compare(model: CodedModel, queries: int, rate: float, rounds: int, seed: int) -> dict[str, Any]:
+def compare(
+    model: CodedModel, queries: int, rate: float, rounds: int, seed: int, slow_s: float
+) -> dict[str, Any]:
     """Both servers, round after round: latency quantiles over all rounds, and failed requests."""
     images = to_queries(load_test_images()[0])
     folder = Path(tempfile.mkdtemp(prefix="codedinv-tritons-"))
@@ -141,7 +142,7 @@ def compare(model: CodedModel, queries: int, rate: float, rounds: int, seed: int
             chosen = images[generator.integers(len(images), size=queries)]
             arrivals = poisson_arrivals(queries, rate, generator)
             for name, scheme in SCHEMES.items():
-                found[name] += run_round(fleet, model, scheme, chosen, arrivals)
+                found[name] += run_round(fleet, model, scheme, chosen, arrivals, slow_s)
     finally:
         if fleet is not None:
             fleet.stop()
@@ -168,8 +169,9 @@ def summary(answers: list[Answer]) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="fashion-mnist")
-    parser.add_argument("--queries", type=int, default=1500, help="of a round")
-    parser.add_argument("--rate", type=float, default=75.0, help="queries per second")
+    parser.add_argument("--queries", type=int, default=1000, help="of a round")
+    parser.add_argument("--rate", type=float, default=30.0, help="queries per second")
+    parser.add_argument("--slow", type=float, default=0.1, help="seconds more for each query")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--receipt")
@@ -178,7 +180,8 @@ def main() -> int:
         print(reason, file=sys.stderr)
         return 2
     model = CodedModel.load(options.model)
-    result = compare(model, options.queries, options.rate, options.rounds, options.seed)
+    traffic = options.queries, options.rate, options.rounds, options.seed
+    result = compare(model, *traffic, options.slow)
     for name in SCHEMES:
         row = result[name]
         print(

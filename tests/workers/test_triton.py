@@ -145,9 +145,11 @@ def test_a_triton_that_is_killed_and_started_again_costs_no_answer(
 
 
 def test_coded_in_front_of_five_tritons_halves_the_p99() -> None:
+    """A second of slowness, so that it holds on a busy machine; the benchmark takes 0.1 s."""
     from benchmarks.remote_tritons import compare
 
-    result = compare(CodedModel.load("fashion-mnist"), queries=600, rate=60.0, rounds=2, seed=0)
+    model = CodedModel.load("fashion-mnist")
+    result = compare(model, queries=300, rate=20.0, rounds=2, seed=0, slow_s=1.0)
     assert result["coded"]["failed"] == 0
     assert result["p99_ratio"] < 0.5, result
 
