@@ -53,6 +53,11 @@ def test_a_group_decoded_by_hand_gives_back_the_lost_embedding() -> None:
     assert float(shown.rsplit(maxsplit=1)[-1]) < 1.0
 
 
+@pytest.mark.timeout(300)
+def test_a_model_beside_other_pages_of_a_fastapi_application() -> None:
+    assert "{'queries': 1}" in run_example("fastapi_app.py")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_training_on_data_of_ones_own(tmp_path: Path) -> None:

@@ -155,6 +155,10 @@ class _Gateway:
                 ("grpc.max_receive_message_length", settings.max_body_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),  # a port that is taken is an error
+                # Calls that this loop is late to take would be cancelled without a word.
+                ("grpc.server_max_unrequested_time_in_server", 3600),
+                ("grpc.server.max_pending_requests", 10 * settings.max_requests),
+                ("grpc.server.max_pending_requests_hard_limit", 20 * settings.max_requests),
             ],
         )
         self._rpc.add_to(server)

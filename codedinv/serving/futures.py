@@ -137,6 +137,9 @@ class PredictionFuture(Future[Prediction]):
                 ended.set_result(None)
 
         def tell(_: Future[Prediction]) -> None:
+            if asyncio._get_running_loop() is loop:  # the server runs in it: no need to wake it
+                end()
+                return
             with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits
                 loop.call_soon_threadsafe(end)
 
