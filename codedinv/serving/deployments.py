@@ -127,7 +127,7 @@ def make_pool(
 
     Raises:
         ValueError: an endpoint that cannot be understood.
-        ModuleNotFoundError: what the workers need is not installed.
+        ImportError: what the workers need is not installed; it names the extra.
     """
     if not isinstance(workers, int):
         from codedinv.workers.oip import OipPool

@@ -73,7 +73,7 @@ class RayPool(MailboxPool, BreakablePool):
 
     Raises:
         ValueError: no models, or a number out of range.
-        ModuleNotFoundError: Ray is not installed.
+        ImportError: Ray is not installed.
     """
 
     def __init__(
@@ -87,8 +87,13 @@ class RayPool(MailboxPool, BreakablePool):
         max_restarts: int = 0,
         resources: Mapping[str, float] | None = None,
     ) -> None:
-        import ray.exceptions
-
+        try:
+            import ray.exceptions
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                f"Ray's workers need {error.name}, which is not installed: "
+                "pip install 'codedinv[ray]'"
+            ) from error
         if isinstance(models, BackboneSpec):
             models = {"backbone": models}
         if models is not None and not models:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -443,6 +445,23 @@ def test_a_token_does_not_travel_unencrypted(spec: BackboneSpec) -> None:
     headers = {"authorization": "Bearer secret"}
     assert security.headers(Endpoint.parse("http://127.0.0.1:1")) == headers
     assert security.headers(Endpoint.parse("https://10.0.0.1:1")) == headers
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "package"), [("grpc://127.0.0.1:1", "grpc"), ("http://127.0.0.1:1", "orjson")]
+)
+def test_an_extra_that_is_not_installed_is_named(endpoint: str, package: str) -> None:
+    program = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "from codedinv.workers.oip import OipPool\n"
+        f"OipPool(None, [{endpoint!r}])"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    last = ended.stderr.splitlines()[-1]
+    assert last == (
+        f"ImportError: {endpoint} needs {package}, which is not installed: "
+        "pip install 'codedinv[oip]'"
+    )
 
 
 @pytest.mark.parametrize(

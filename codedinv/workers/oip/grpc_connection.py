@@ -30,11 +30,14 @@ class GrpcConnection:
         endpoint: where.
         security: certificates and token.
         question_s: how long a question waits for its answer.
+        at_once: requests at a time that are to be expected; more do not wait.
     """
 
     can_cancel = True
 
-    def __init__(self, endpoint: Endpoint, security: Security, question_s: float) -> None:
+    def __init__(
+        self, endpoint: Endpoint, security: Security, question_s: float, at_once: int
+    ) -> None:
         if endpoint.has_tls:
             files = (security.ca, security.key, security.certificate)
             ca, key, chain = (None if path is None else path.read_bytes() for path in files)

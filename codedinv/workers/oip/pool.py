@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
 
 from codedinv.workers.backbone import Array, BackboneSpec
 from codedinv.workers.base import MailboxPool, check_version
@@ -34,7 +36,7 @@ class OipPool(MailboxPool):
 
     Raises:
         ValueError: no models, an endpoint that cannot be understood, or a number out of range.
-        ModuleNotFoundError: grpc is not installed.
+        ImportError: what an endpoint's protocol needs is not installed.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class OipPool(MailboxPool):
         self._security = security or Security()
         for endpoint in self._endpoints:
             self._security.headers(endpoint)  # refuses to send a token unencrypted
+            _import_connection(endpoint)
         self._in_flight = in_flight
         self._versions = {} if models is None else {0: _checked(models)}
         super().__init__(len(endpoints) + 1)
@@ -121,13 +124,26 @@ class OipPool(MailboxPool):
         return self._endpoints[ready[0] if ready else 0]
 
     def _connect(self, endpoint: Endpoint) -> Connection:
-        if endpoint.is_grpc:
-            from codedinv.workers.oip.grpc_connection import GrpcConnection
+        connection: Connection = _import_connection(endpoint)(
+            endpoint, self._security, _QUESTION_S, self._in_flight
+        )
+        return connection
 
-            return GrpcConnection(endpoint, self._security, _QUESTION_S)
-        from codedinv.workers.oip.http_connection import HttpConnection
 
-        return HttpConnection(endpoint, self._security, _QUESTION_S, self._in_flight)
+def _import_connection(endpoint: Endpoint) -> Any:
+    """The class of the endpoint's connections.
+
+    Raises:
+        ImportError: it names what to install.
+    """
+    name = "grpc" if endpoint.is_grpc else "http"
+    try:
+        module = import_module(f"codedinv.workers.oip.{name}_connection")
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"{endpoint} needs {error.name}, which is not installed: pip install 'codedinv[oip]'"
+        ) from error
+    return getattr(module, f"{name.capitalize()}Connection")
 
 
 def _checked(models: Mapping[str, BackboneSpec] | BackboneSpec) -> dict[str, BackboneSpec]:
