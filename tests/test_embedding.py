@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -23,6 +24,14 @@ def test_the_encoder_alone_in_python() -> None:
     rebuilt, exact, decoded = run_example("encoder_alone.py").splitlines()
     assert float(re.findall(r"[\d.]+", rebuilt)[0]) < 1.0
     assert exact.split()[-1] == decoded.split()[-1] == "8"
+
+
+def test_the_table_of_tritons_is_what_the_receipt_says() -> None:
+    from benchmarks.remote_tritons import table
+
+    receipt = json.loads((ROOT / "benchmarks" / "receipts" / "remote-tritons.json").read_text())
+    assert receipt["result"]["met"]
+    assert table(receipt["result"]) in (ROOT / "docs" / "embedding.md").read_text()
 
 
 @pytest.mark.servers
