@@ -33,7 +33,7 @@ async def serve_asgi(app: Any, rpc_handlers: Any, http_port: int, grpc_port: int
     await server.start()
     config = uvicorn.Config(
         app, port=http_port, lifespan="off", http="httptools", ws="none", log_config=None,
-        access_log=False, server_header=False,
+        access_log=False, server_header=False, timeout_keep_alive=75,
     )  # fmt: skip
     http = uvicorn.Server(config)
     serving = asyncio.ensure_future(http.serve())

@@ -26,7 +26,7 @@ from codedinv.gateway.hosted import HostedModels
 from codedinv.gateway.inference import Limits, infer
 from codedinv.gateway.traffic import Traffic
 from codedinv.oip import grpc_codec
-from codedinv.oip.messages import SERVICE, handlers, message, pool
+from codedinv.oip.messages import SERVICE, handlers, message, parse_request, pool
 
 _log = logging.getLogger("codedinv.gateway.access")
 _OPEN = frozenset({"ServerLive", "ServerReady"})
@@ -77,7 +77,7 @@ class Rpc:
             "RepositoryModelUnload": self._unload,
         }
         guarded = {name: self._guarded(name, call) for name, call in calls.items()}
-        server.add_generic_rpc_handlers((handlers(guarded),))
+        server.add_generic_rpc_handlers((handlers(guarded, parsed=False),))
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server, pool=_described())
@@ -92,13 +92,15 @@ class Rpc:
     def _guarded(self, name: str, call: Call) -> Call:
         """The call with token, error codes, and a line in the log."""
 
-        async def guarded(request: Any, context: Any) -> Any:
+        async def guarded(wire: bytes, context: Any) -> Any:
+            request: Any = None
             began = time.perf_counter()
             metadata = dict(context.invocation_metadata() or ())
             error: Exception
             try:
                 if name not in _OPEN:
                     self._token.check(_bytes(metadata.get("authorization", "")))
+                request = parse_request(name, wire)
                 answer = await call(request, context)
             except Exception as raised:
                 error = raised

@@ -29,6 +29,7 @@ from codedinv.gateway.traffic import Traffic
 _log = logging.getLogger("codedinv.gateway")
 
 _LOOPBACK = ("127.", "localhost", "::1")
+_KEEP_ALIVE_S = 75  # above the 60 s of usual load balancers, which would meet a closed connection
 _LAST_S = 1.0  # for connections after their requests have ended
 
 
@@ -193,6 +194,7 @@ class _Uvicorn(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
                 **tls,
             )

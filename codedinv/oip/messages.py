@@ -12,6 +12,9 @@ from importlib.resources import files
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+
+from codedinv.oip.errors import ProtocolError
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -52,11 +55,26 @@ class Stub:
         raise AttributeError(f"{SERVICE} has no call {name!r}")
 
 
-def handlers(calls: Mapping[str, Callable[..., Any]]) -> Any:
+def parse_request(method: str, wire: bytes) -> Any:
+    """The request message of a method.
+
+    Raises:
+        ProtocolError: it is none.
+    """
+    name = pool().FindServiceByName(SERVICE).FindMethodByName(method).input_type.name
+    try:
+        return message(name).FromString(wire)
+    except DecodeError:
+        raise ProtocolError(f"expected the bytes of an inference.{name}") from None
+
+
+def handlers(calls: Mapping[str, Callable[..., Any]], parsed: bool = True) -> Any:
     """A generic handler for a server of `grpc` or `grpc.aio`.
 
     Args:
         calls: by the method's name; what is not there is answered by UNIMPLEMENTED.
+        parsed: they get messages; else bytes, for `parse_request`, where a client that sends no
+            message is to be told INVALID_ARGUMENT: grpc itself says UNKNOWN.
     """
     import grpc
 
@@ -66,7 +84,9 @@ def handlers(calls: Mapping[str, Callable[..., Any]]) -> Any:
         {
             name: grpc.unary_unary_rpc_method_handler(
                 call,
-                request_deserializer=message(by_name[name].input_type.name).FromString,
+                request_deserializer=(
+                    message(by_name[name].input_type.name).FromString if parsed else None
+                ),
                 response_serializer=message(by_name[name].output_type.name).SerializeToString,
             )
             for name, call in calls.items()

@@ -190,6 +190,14 @@ def test_where_time_runs_out_the_light_model_answers(gateway: Gateway, stub: Stu
     assert found["parameters"]["source"] == "fallback,fallback"
 
 
+def test_bytes_that_are_no_message_over_grpc(channel: grpc.Channel) -> None:
+    call = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+    with pytest.raises(grpc.RpcError) as raised:
+        call(b"\x0a\xff", timeout=30)
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "ModelInferRequest" in raised.value.details()
+
+
 def test_unknown_models_over_grpc(stub: Stub) -> None:
     for call, request in [
         (stub.ModelReady, message("ModelReadyRequest")(name="nobody")),
