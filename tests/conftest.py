@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -76,3 +76,36 @@ def idx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, array in (("images-idx3", images[part]), ("labels-idx1", labels[part])):
             write_idx(folder / f"{split}-{name}-ubyte", array.astype(np.uint8))
     return folder
+
+
+@pytest.fixture(scope="session")
+def triton_repository(tmp_path_factory: pytest.TempPathFactory, small_bundle: Path) -> Path:
+    """A Triton model repository with the small bundle, named "small"."""
+    from codedinv.triton_repo import write_repository
+
+    repository = tmp_path_factory.mktemp("repository")
+    write_repository(CodedModel.load(small_bundle), repository)
+    return repository
+
+
+@pytest.fixture(scope="session")
+def triton_endpoint(
+    tmp_path_factory: pytest.TempPathFactory, triton_repository: Path, small_bundle: Path
+) -> Iterator[object]:
+    """A real Triton with that model, as tests/gateway/test_client_api.py wants it."""
+    from tests import triton_servers
+    from tests.gateway.servers import Endpoint
+
+    if reason := triton_servers.missing():
+        pytest.skip(reason)
+    model = CodedModel.load(small_bundle)
+    with triton_servers.running(1, triton_repository, tmp_path_factory.mktemp("log")) as (triton,):
+        yield Endpoint(
+            http=f"127.0.0.1:{triton.http_port}",
+            grpc=f"127.0.0.1:{triton.grpc_port}",
+            model="small",
+            input_name="query",
+            input_shape=model.input_shape,
+            output_name="embedding",
+            expected=model.embed,
+        )

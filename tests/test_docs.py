@@ -69,9 +69,9 @@ def test_training_on_data_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_every_example_is_run_by_a_test() -> None:
-    tests = Path(__file__).read_text()
+    tests = "".join(path.read_text() for path in Path(__file__).parent.rglob("test_*.py"))
     for example in (ROOT / "examples").glob("*.py"):
-        assert f'run_example("{example.name}"' in tests
+        assert example.name in tests
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -10,9 +10,10 @@ import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from codedinv.errors import CodedInvError
 
@@ -31,6 +32,31 @@ train = typer.Typer(
     "which makes a bundle.",
 )
 app.add_typer(train, name="train")
+
+
+class _BundleByDefault(TyperGroup):
+    """`codedinv export MODEL OUT` is `codedinv export bundle MODEL OUT`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["bundle", *args]
+        return super().parse_args(ctx, args)
+
+
+export = typer.Typer(
+    cls=_BundleByDefault,
+    no_args_is_help=True,
+    help="Write a model for other programs: as a bundle (`codedinv export MODEL OUT`) with ONNX "
+    "files that any server can run, or as a folder for Triton.",
+)
+app.add_typer(export, name="export")
+
+
+class TritonBackend(StrEnum):
+    """What runs the backbone at a Triton."""
+
+    python = "python"
+    onnxruntime = "onnxruntime"
 
 
 class Runtime(StrEnum):
@@ -296,8 +322,8 @@ def calibrate(
     run_calibration(model, data, groups, rate, seed, runtime.value, json)
 
 
-@app.command()
-def export(
+@export.command("bundle")
+def export_bundle(
     model: Annotated[str, typer.Argument(help="A bundled name or a bundle's folder.")],
     out: Annotated[Path, typer.Argument(help="Folder to write the bundle to; replaced if one.")],
     shared_weights: Annotated[
@@ -316,6 +342,35 @@ def export(
     from codedinv.cli.export import run_export
 
     run_export(model, out, shared_weights, json)
+
+
+@export.command("triton-repo")
+def export_triton_repo(
+    model: Annotated[str, typer.Argument(help="A bundled name or a bundle's folder.")],
+    out: Annotated[Path, typer.Argument(help="The model repository to add it to.")],
+    backend: Annotated[
+        TritonBackend,
+        typer.Option(
+            help="`python`: any Triton with its Python backend; by ONNX Runtime where that Python "
+            "has it, else by NumPy. `onnxruntime`: Triton's backend of that name."
+        ),
+    ] = TritonBackend.python,
+    name: Annotated[
+        str | None, typer.Option(help="Of the model at the server; default: the bundle's.")
+    ] = None,
+    number: Annotated[int, typer.Option("--model-version", min=1, help="Its number.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Of one worker.")] = 1,
+    json: JsonOption = False,
+) -> None:
+    """Write a model's backbone as a folder that a Triton Inference Server serves as a worker.
+
+    `tritonserver --model-repository OUT`, one for each worker, and
+    `CodedServer(MODEL, workers=["grpc://HOST:8001", ...])` in front of them. The configuration
+    carries the backbone's SHA-256, which the front end compares with its own.
+    """
+    from codedinv.cli.export import run_triton_export
+
+    run_triton_export(model, out, backend.value, name, number, threads, json)
 
 
 @train.command("classifier")

@@ -1,4 +1,4 @@
-"""`codedinv export`."""
+"""`codedinv export ...`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.table import Table
 
 from codedinv.bundle import CodedModel
 from codedinv.bundle_folder import file_sizes
+from codedinv.triton_repo import Backend, write_repository
 
 
 def run_export(name_or_folder: str, out: Path, shared_weights: bool, as_json: bool) -> None:
@@ -28,3 +29,25 @@ def run_export(name_or_folder: str, out: Path, shared_weights: bool, as_json: bo
         error = onnx["relative_error"].get(name)
         table.add_row(name, f"{size / 1e6:.3f}", "" if error is None else f"{error:.1e}")
     Console().print(table)
+
+
+def run_triton_export(
+    name_or_folder: str,
+    out: Path,
+    backend: Backend,
+    name: str | None,
+    version: int,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Adds a model's backbone to a Triton model repository."""
+    model = CodedModel.load(name_or_folder)
+    folder = write_repository(
+        model, out, backend=backend, name=name, version=version, threads=threads
+    )
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    if as_json:
+        print(json.dumps({"folder": str(folder), "files": files}, indent=1))
+        return
+    print(f"{folder}: {', '.join(files)}")
+    print(f"tritonserver --model-repository {out}")

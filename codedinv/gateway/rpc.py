@@ -21,7 +21,7 @@ from codedinv.gateway.descriptions import (
     model_statistics,
     server_metadata,
 )
-from codedinv.gateway.errors import RequestError, message_of, status_of
+from codedinv.gateway.errors import NotFound, RequestError, message_of, status_of
 from codedinv.gateway.hosted import HostedModels
 from codedinv.gateway.inference import Limits, infer
 from codedinv.gateway.traffic import Traffic
@@ -134,8 +134,11 @@ class Rpc:
         return message("ServerReadyResponse")(ready=self._models.ready)
 
     async def _model_ready(self, request: Any, context: Any) -> Any:
-        hosted = self._models.get(request.name, request.version)
-        return message("ModelReadyResponse")(ready=hosted.ready)
+        try:
+            ready = self._models.get(request.name, request.version).ready
+        except NotFound:  # as Triton answers
+            ready = False
+        return message("ModelReadyResponse")(ready=ready)
 
     async def _metadata(self, request: Any, context: Any) -> Any:
         return message("ServerMetadataResponse")(**server_metadata(EXTENSIONS))

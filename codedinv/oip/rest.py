@@ -102,8 +102,14 @@ def encode_response(
 
 
 def decode_response(body: Any, header_length: int | None) -> InferResponse:
-    """The answer in a body; arguments and errors as those of `decode_request`."""
+    """The answer in a body; arguments and errors as those of `decode_request`.
+
+    Some servers (KServe) write null for what they do not have; that is as if it were not there.
+    """
     header, raw = _split(body, header_length)
+    header = _without_nulls(header)
+    if isinstance(outputs := header.get("outputs"), list):
+        header["outputs"] = [_without_nulls(o) if isinstance(o, dict) else o for o in outputs]
     return InferResponse(
         model_name=_string("answer", header, "model_name"),
         model_version=_string("answer", header, "model_version", optional=True),
@@ -209,6 +215,10 @@ def _decode_tensors(header: dict[str, Any], key: str, raw: memoryview) -> list[T
         raise ProtocolError(f"body: {len(raw) - at} bytes after the last tensor belong to none")
     _check_names(key, tensors)
     return tensors
+
+
+def _without_nulls(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if value is not None}
 
 
 def _encode_requested(output: RequestedOutput) -> dict[str, Any]:

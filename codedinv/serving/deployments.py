@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from codedinv.serving.temporary import TemporaryFolder, is_temporary
 from codedinv.serving.versions import Fallback, Served, build_served, load_model, try_out
 from codedinv.workers import Backbone, BackboneSpec, Pool, ProcessPool, ThreadPool
 
-Backend = Literal["process", "thread"]
+Backend = Literal["process", "thread", "ray"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,12 +108,35 @@ class Deployments:
             folder = temporary.path / "bundle"
             model.save(folder)
         shapes = check.input_shape, served.embedding_shape
-        spec = BackboneSpec.of(folder, *shapes, hashes=getattr(model, "hashes", None))
+        spec = BackboneSpec.of(
+            folder, *shapes, hashes=getattr(model, "hashes", None), name=model.name
+        )
         return Deployment(model, served, {BACKBONE: spec}, check, temporary)
 
 
-def local_pool(models: Mapping[str, Any], backend: Backend, workers: int, in_flight: int) -> Pool:
-    """Workers on this machine, and one index more for the spare that a reload uses."""
+def make_pool(
+    models: Mapping[str, Any], backend: Backend, workers: int | Sequence[str], in_flight: int
+) -> Pool:
+    """The workers, and one index more for the spare that a reload uses.
+
+    Args:
+        models: what they run.
+        backend: what they are; any, where `workers` are endpoints.
+        workers: how many; or the endpoints of servers of the Open Inference Protocol.
+        in_flight: tasks that a worker holds.
+
+    Raises:
+        ValueError: an endpoint that cannot be understood.
+        ImportError: what the workers need is not installed; it names the extra.
+    """
+    if not isinstance(workers, int):
+        from codedinv.workers.oip import OipPool
+
+        return OipPool(models, workers, in_flight)
+    if backend == "ray":
+        from codedinv.workers.ray import RayPool
+
+        return RayPool(models, workers + 1)
     if backend == "thread":
         return ThreadPool(models, workers + 1)
     return ProcessPool(models, workers + 1, in_flight)

@@ -6,12 +6,12 @@ import asyncio
 import os
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args
 
 from codedinv.errors import CodedInvError, WrongProcess
 from codedinv.schemes import Scheme, ServedModel
@@ -19,7 +19,7 @@ from codedinv.schemes.scheme import Array
 from codedinv.serving import batches
 from codedinv.serving.admission import Reload
 from codedinv.serving.answers import Corrected
-from codedinv.serving.deployments import Backend, Deployment, Deployments, local_pool
+from codedinv.serving.deployments import Backend, Deployment, Deployments, make_pool
 from codedinv.serving.engine import Engine
 from codedinv.serving.futures import PredictionFuture
 from codedinv.serving.light import Grouping
@@ -48,9 +48,11 @@ class CodedServer:
     Args:
         model: a `CodedModel`, the name of a bundled one, or a bundle's folder.
         workers: how many; None: n, the slots of a coding group. Fewer also work; then a worker's
-            death may cost a group more than one result.
+            death may cost a group more than one result. Or endpoints of servers that speak the
+            Open Inference Protocol, one a worker: ["grpc://10.0.0.1:8001", "http://10.0.0.2:8000"].
         backend: "process" (the default): each worker a process with one thread; "thread": threads
-            of this process, for tests and small uses.
+            of this process, for tests and small uses; "ray": Ray actors, see
+            `codedinv.workers.ray.RayPool`.
         policy: see `Policy`.
         scheme: "invertible", "guided" (copies of the queries that the light model is least sure
             of), "replication" (two copies of each), "uncoded", or a `Scheme`. None: the one that
@@ -80,7 +82,7 @@ class CodedServer:
     def __init__(
         self,
         model: ServedModel | str | Path,
-        workers: int | None = None,
+        workers: int | Sequence[str] | None = None,
         backend: Backend | None = None,
         policy: Policy | None = None,
         scheme: str | Scheme | None = None,
@@ -91,14 +93,7 @@ class CodedServer:
         fallback: Fallback = None,
         on_correction: Corrected | None = None,
     ) -> None:
-        if backend not in (None, "process", "thread"):
-            raise ValueError(f"backend: expected 'process' or 'thread', got {backend!r}")
-        if pool is not None and (backend is not None or workers is None):
-            raise ValueError("pool: expected with `workers`, how many there are, and no `backend`")
-        if workers is not None and (
-            not isinstance(workers, int) or isinstance(workers, bool) or workers < 1
-        ):
-            raise ValueError(f"workers: expected an integer of 1 or more, got {workers!r}")
+        _check_workers(workers, backend, pool)
         self.policy = policy if policy is not None else Policy()
         self._owner = os.getpid()
         self._deployments = Deployments(
@@ -117,14 +112,15 @@ class CodedServer:
         now = self._deployments.prepare(model)
         self._deployed = [now]  # one; a list, so that a reload can replace it without the server
         workers = workers if workers is not None else now.served.scheme.plan.n
+        count = workers if isinstance(workers, int) else len(workers)
         try:
             if pool is None:
                 in_flight = self.policy.in_flight
-                pool = local_pool(now.models, backend or "process", workers, in_flight)
+                pool = make_pool(now.models, backend or "process", workers, in_flight)
             else:
                 pool.provide(0, now.models)
             self.pool: Any = pool  # a local one can do more than a `Pool`
-            self._engine = Engine(now.served, self.policy, pool, workers, on_correction)
+            self._engine = Engine(now.served, self.policy, pool, count, on_correction)
         except BaseException:
             now.remove()
             raise
@@ -374,6 +370,27 @@ def _replace(deployed: list[Deployment], deployment: Deployment, reloaded: Futur
     if reloaded.exception() is None:
         deployed[0], deployment = deployment, deployed[0]
     deployment.remove()
+
+
+def _check_workers(
+    workers: int | Sequence[str] | None, backend: Backend | None, pool: Pool | None
+) -> None:
+    """Refuses arguments of `CodedServer` that do not go together."""
+    if backend not in (None, *get_args(Backend)):
+        raise ValueError(f"backend: expected 'process', 'thread' or 'ray', got {backend!r}")
+    if pool is not None and (backend is not None or not isinstance(workers, int)):
+        raise ValueError("pool: expected with `workers`, how many there are, and no `backend`")
+    if isinstance(workers, Sequence) and not isinstance(workers, str | bytes):
+        if backend is not None:
+            raise ValueError(f"backend: expected none beside endpoints, got {backend!r}")
+        if not workers:
+            raise ValueError("workers: expected at least one endpoint")
+    elif workers is not None and (
+        not isinstance(workers, int) or isinstance(workers, bool) or workers < 1
+    ):
+        raise ValueError(
+            f"workers: expected an integer of 1 or more, or endpoints, got {workers!r}"
+        )
 
 
 def _check_fit(new: Deployment, present: Deployment) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from codedinv.workers.backbone import Backbone, BackboneSpec
-from codedinv.workers.local import LocalPool
+from codedinv.workers.breakable import BreakablePool
 from codedinv.workers.pool import (
     Died,
     Dropped,
@@ -20,10 +20,10 @@ from codedinv.workers.thread import ThreadPool
 __all__ = [
     "Backbone",
     "BackboneSpec",
+    "BreakablePool",
     "Died",
     "Dropped",
     "FaultInjection",
-    "LocalPool",
     "Message",
     "Pool",
     "ProcessPool",

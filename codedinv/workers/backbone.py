@@ -31,6 +31,7 @@ class BackboneSpec:
             "torch": the bundle's own modules; "auto": the first where onnxruntime is installed.
         hashes: SHA-256 by file name, in hexadecimal, of at least every file that the runtime will
             read. A worker that finds anything else does not start.
+        name: the bundle's; servers of other makers know the backbone by it.
     """
 
     folder: str
@@ -38,6 +39,7 @@ class BackboneSpec:
     embedding_shape: tuple[int, ...]
     runtime: Runtime = "auto"
     hashes: Mapping[str, str] = field(kw_only=True)
+    name: str = field(default="", kw_only=True)
 
     @classmethod
     def of(
@@ -47,6 +49,7 @@ class BackboneSpec:
         embedding_shape: tuple[int, ...],
         runtime: Runtime = "auto",
         hashes: Mapping[str, str] | None = None,
+        name: str = "",
     ) -> BackboneSpec:
         """Describes the backbone in a folder.
 
@@ -56,6 +59,7 @@ class BackboneSpec:
             hashes: as the attribute: of the files that the front end itself loaded
                 (`CodedModel.hashes`), so that its workers have the same. None: of those that are
                 in the folder now.
+            name: as the attribute.
 
         Raises:
             BundleError: a file is missing; only with `hashes` None, else the worker says so.
@@ -65,9 +69,8 @@ class BackboneSpec:
         resolved = choose_runtime(runtime)
         if hashes is None:
             hashes = {name: sha256(folder / name) for name in files_read(folder, resolved)}
-        return cls(
-            str(folder), tuple(query_shape), tuple(embedding_shape), resolved, hashes=dict(hashes)
-        )
+        shapes = tuple(query_shape), tuple(embedding_shape)
+        return cls(str(folder), *shapes, resolved, hashes=dict(hashes), name=name)
 
     def to_json(self) -> str:
         """The spec as `from_json` reads it."""

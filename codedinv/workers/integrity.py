@@ -54,6 +54,26 @@ def sha256(path: Path) -> str:
         raise BundleError(f"{path} is missing") from error
 
 
+def content_hash(folder: Path, hashes: Mapping[str, str]) -> str | None:
+    """One hash for a backbone's ONNX graph and the files with weights that it refers to: that of
+    the graph where it has all its weights in it.
+
+    Args:
+        folder: where they are.
+        hashes: SHA-256 of files by name, others too.
+
+    Returns:
+        None: not all of them are among `hashes`.
+    """
+    names = list(files_read(folder, "onnx"))
+    if not all(name in hashes for name in names):
+        return None
+    if len(names) == 1:
+        return hashes[names[0]]
+    lines = "".join(f"{hashes[name]}  {name}\n" for name in names)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
 @contextmanager
 def verified(
     folder: Path, runtime: Literal["onnx", "torch"], hashes: Mapping[str, str]

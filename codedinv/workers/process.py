@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from codedinv.workers.backbone import Array, Backbone, BackboneSpec
+from codedinv.workers.base import check_version
+from codedinv.workers.breakable import BreakablePool
 from codedinv.workers.channel import MOST_SLOTS, Kind, Received
-from codedinv.workers.local import LocalPool, check_version
 from codedinv.workers.pool import Died, Dropped, Message, Ready, Result, TaskError
 from codedinv.workers.starter import Starter
 from codedinv.workers.worker_process import Launch, Version, WorkerProcess, import_path
@@ -27,7 +28,7 @@ from codedinv.workers.worker_process import Launch, Version, WorkerProcess, impo
 _STARTS_END_S = 5.0  # a start takes 5 ms; this much is a file system that does not answer
 
 
-class ProcessPool(LocalPool):
+class ProcessPool(BreakablePool):
     """A `Pool` of processes.
 
     Args:

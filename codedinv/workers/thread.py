@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,8 +14,9 @@ import numpy as np
 
 from codedinv.runtimes import choose_runtime
 from codedinv.workers.backbone import Array, Backbone, load_backbone
+from codedinv.workers.base import MailboxPool, check_version
+from codedinv.workers.breakable import BreakablePool
 from codedinv.workers.faults import FaultyBackbones
-from codedinv.workers.local import LocalPool, check_version
 from codedinv.workers.pool import Died, Dropped, Message, Ready, Result, TaskError
 
 
@@ -135,7 +136,7 @@ class _Worker:
         raise _Killed
 
 
-class ThreadPool(LocalPool):
+class ThreadPool(MailboxPool, BreakablePool):
     """A `Pool` of threads.
 
     Args:
@@ -153,7 +154,6 @@ class ThreadPool(LocalPool):
         self._versions = {0: _checked(first)}
         super().__init__(workers)  # last of all that may fail, for it opens descriptors
         self._workers: list[_Worker | None] = [None] * workers
-        self._out: deque[Message] = deque()
 
     # ---- for the thread that owns the pool
 
@@ -198,14 +198,6 @@ class ThreadPool(LocalPool):
             w.kill(None)
             self._workers[worker] = None
 
-    def poll(self, timeout_s: float | None) -> list[Message]:
-        self._check()
-        if self._is_closed:
-            return []
-        self._select(timeout_s)
-        out = [self._out.popleft() for _ in range(len(self._out))]
-        return [message for message in out if self._is_wanted(message)]
-
     def close(self, timeout_s: float) -> None:
         if self._is_forked() or self._is_closed:
             return
@@ -235,9 +227,6 @@ class ThreadPool(LocalPool):
         if w is not None:
             w.pause(False)
 
-    def pids(self) -> list[int | None]:
-        return [None] * self._count
-
     # ---- within
 
     def _at(self, worker: int) -> _Worker | None:
@@ -247,10 +236,6 @@ class ThreadPool(LocalPool):
     def _living(self, worker: int, generation: int) -> _Worker | None:
         w = self._at(worker)
         return w if w is not None and w.generation == generation else None
-
-    def _say(self, message: Message) -> None:
-        self._out.append(message)
-        self._bell.ring()
 
     def _set_faults(self, worker: int, **changes: Any) -> None:
         w = self._at(worker)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -91,11 +92,7 @@ def test_health(client: Client, endpoint: Endpoint) -> None:
 
 
 def test_a_model_that_is_not_there_is_not_ready(client: Client) -> None:
-    if client.is_http:
-        assert not client("is_model_ready", "nobody")
-    else:
-        with pytest.raises(InferenceServerException, match="nobody"):
-            client("is_model_ready", "nobody")
+    assert not client("is_model_ready", "nobody")
 
 
 def test_server_metadata(client: Client) -> None:
@@ -139,7 +136,9 @@ def test_statistics_count_what_was_asked(client: Client, endpoint: Endpoint) -> 
 
     before = success()
     client.infer(endpoint, endpoint.queries(3))
-    after = success()
+    until = time.monotonic() + 10
+    while (after := success()) == before and time.monotonic() < until:
+        time.sleep(0.01)  # Triton counts a request after it has answered it
     assert after["requests"] - before["requests"] == 1
     assert after["queries"] - before["queries"] == 3
     assert after["ns"] > before["ns"]

@@ -276,3 +276,11 @@ def test_malformed_grpc_tensors_are_named():
 def test_any_bytes_are_a_request_or_a_protocol_error(body, length):
     with contextlib.suppress(ProtocolError):
         rest.decode_request(body, length)
+
+
+def test_an_answer_may_say_null_for_what_it_does_not_have():
+    output = {"name": "z", "datatype": "FP32", "shape": [1], "data": [2.0], "parameters": None}
+    body = {"model_name": "m", "model_version": None, "id": None, "parameters": None}
+    answer = rest.decode_response(json.dumps({**body, "outputs": [output]}).encode(), None)
+    assert (answer.model_version, answer.id, answer.parameters) == ("", "", {})
+    assert answer.outputs[0].array == [2.0]

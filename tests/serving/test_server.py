@@ -280,7 +280,7 @@ def test_a_deadline_must_be_a_positive_number(
     [
         ({"workers": 0}, "workers: expected"),
         ({"workers": 2.5}, "workers: expected"),
-        ({"backend": "magic"}, "backend: expected 'process' or 'thread', got 'magic'"),
+        ({"backend": "magic"}, "backend: expected 'process', 'thread' or 'ray', got 'magic'"),
         ({"scheme": "magic"}, "scheme: expected one of .*, got 'magic'"),
     ],
 )

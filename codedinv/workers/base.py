@@ -1,25 +1,23 @@
-"""What pools of workers on this machine have in common: one thread waits for all of a pool's
-descriptors, any thread may wake it or break a worker, and a forked copy is kept from doing harm."""
+"""What pools of workers have in common: one thread waits for all of a pool's descriptors, any
+thread may wake it, and a forked copy is kept from doing harm."""
 
 from __future__ import annotations
 
-import math
 import os
 import selectors
+from collections import deque
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from codedinv.errors import CodedInvError
-from codedinv.workers.backbone import Backbone
 from codedinv.workers.bell import Bell
-from codedinv.workers.pool import FaultInjection, Message, Pool
+from codedinv.workers.pool import Message, Pool
 
 _LONGEST_WAIT_S = 1e6  # epoll counts milliseconds in 32 bits
 
 
-class LocalPool(Pool, FaultInjection):
-    """Base of `ProcessPool` and `ThreadPool`.
+class WatchedPool(Pool):
+    """Base of all pools: workers by index, and one descriptor to wait for.
 
     Args:
         workers: how many indices there are.
@@ -45,49 +43,10 @@ class LocalPool(Pool, FaultInjection):
     def fileno(self) -> int:
         return self._selector.fileno()
 
-    def slow(self, worker: int, delay_s: float) -> None:
-        if not delay_s >= 0:
-            raise ValueError(f"delay_s: expected 0 or more seconds, got {delay_s}")
-        self._set_faults(worker, delay_s=float(delay_s))
-
-    def hang(self, worker: int) -> None:
-        self._set_faults(worker, hang=True)
-
-    def crash(self, worker: int) -> None:
-        self._set_faults(worker, crash=True)
-
-    def fail(self, worker: int, message: str) -> None:
-        self._set_faults(worker, error=message)
-
-    def corrupt(self, worker: int, noise: float) -> None:
-        if not (math.isfinite(noise) and noise >= 0):
-            raise ValueError(f"noise: expected a finite number of 0 or more, got {noise}")
-        self._set_faults(worker, corrupt=float(noise))
-
-    def stick(self, worker: int, stuck: bool = True) -> None:
-        self._set_faults(worker, stuck=stuck)
-
-    def flip(self, worker: int, bit: int | None = 30) -> None:
-        if bit is not None and not 0 <= bit <= 31:
-            raise ValueError(f"bit: expected 0..31 or None, got {bit}")
-        self._set_faults(worker, flip=bit)
-
-    def impersonate(self, worker: int, backbone: str | Path | Backbone | None) -> None:
-        self._set_faults(worker, backbone=self._other_backbone(backbone))
+    def pids(self) -> list[int | None]:
+        return [None] * self._count
 
     # ---- for the pools
-
-    def _other_backbone(self, backbone: str | Path | Backbone | None) -> str | Backbone | None:
-        """What `Faults.backbone` is to be.
-
-        Raises:
-            TypeError: these workers cannot run it.
-        """
-        return os.path.abspath(backbone) if isinstance(backbone, str | Path) else backbone
-
-    def _set_faults(self, worker: int, **changes: Any) -> None:
-        """Changes a worker's `Faults`."""
-        raise NotImplementedError
 
     def _select(self, timeout_s: float | None) -> list[tuple[selectors.SelectorKey, int]]:
         """What is ready among the descriptors, after at most this long; the bell is cleared."""
@@ -122,6 +81,27 @@ class LocalPool(Pool, FaultInjection):
     def _close_descriptors(self) -> None:
         self._selector.close()
         self._bell.close()
+
+
+class MailboxPool(WatchedPool):
+    """Base of pools whose workers' messages come from other threads of this process."""
+
+    def __init__(self, workers: int) -> None:
+        super().__init__(workers)
+        self._out: deque[Message] = deque()
+
+    def poll(self, timeout_s: float | None) -> list[Message]:
+        self._check()
+        if self._is_closed:
+            return []
+        self._select(timeout_s)
+        out = [self._out.popleft() for _ in range(len(self._out))]
+        return [message for message in out if self._is_wanted(message)]
+
+    def _say(self, message: Message) -> None:
+        """Lets the next `poll` return it; for any thread."""
+        self._out.append(message)
+        self._bell.ring()
 
 
 def check_version(version: int, versions: Mapping[int, Any]) -> None:

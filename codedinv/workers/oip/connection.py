@@ -1,0 +1,78 @@
+"""What the pool wants of a connection to a server, however it speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from codedinv.oip import InferRequest, InferResponse
+from codedinv.workers.oip.signature import ModelInfo
+
+
+class Gone(Exception):
+    """The server, or its model, is not there (any more)."""
+
+
+class NoAnswer(Exception):
+    """A question about the server was not answered in time."""
+
+
+class Failed(NamedTuple):
+    """A request that was not answered as it should be.
+
+    Attributes:
+        reason: what the server or the connection said.
+        is_gone: the server or its model is not there any more; else the request alone failed.
+    """
+
+    reason: str
+    is_gone: bool = False
+
+
+Done = Callable[[InferResponse | Failed], None]  # called once, in a thread of the connection's
+
+
+class Connection(Protocol):
+    """A connection to one server. `infer` and `close` never block; the questions do."""
+
+    can_cancel: bool
+
+    def is_server_ready(self) -> bool:
+        """Does it take requests?
+
+        Raises:
+            Gone, NoAnswer: as all questions.
+        """
+
+    def is_model_ready(self, model: str, version: str) -> bool:
+        """Can the model be asked?
+
+        Raises:
+            Gone: there is no such model; or as all questions.
+        """
+
+    def describe(self, model: str, version: str) -> ModelInfo:
+        """Signature and parameters of a model.
+
+        Raises:
+            Gone, NoAnswer: as all questions.
+            WrongModel: what the server says is not understood.
+        """
+
+    def infer(self, model: str, version: str, request: InferRequest, done: Done) -> object:
+        """Sends a request.
+
+        Returns:
+            What `cancel` takes.
+        """
+
+    def cancel(self, call: object) -> None:
+        """Tells the server that a request is not wanted any more, if `can_cancel`; `done` is
+        called soon."""
+
+    def watch(self, lost: Callable[[str], None]) -> None:
+        """Has `lost` called, with a reason, if the server goes while nothing is asked of it, as far
+        as that can be known."""
+
+    def close(self) -> None:
+        """Ends all that is under way; `done` of that may or may not be called."""

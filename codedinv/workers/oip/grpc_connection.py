@@ -1,0 +1,119 @@
+"""A connection over gRPC."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from codedinv.oip import InferRequest, ProtocolError, grpc_codec, messages
+from codedinv.workers.oip.connection import Done, Failed, Gone, NoAnswer
+from codedinv.workers.oip.endpoint import Endpoint, Security
+from codedinv.workers.oip.signature import ModelInfo, TensorInfo
+
+_GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND)
+_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # Else a new channel would wait out the reconnection backoff of the one before.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),  # a worker is a neighbour
+]
+
+
+class GrpcConnection:
+    """A `Connection` that is one HTTP/2 connection: any number of requests at a time.
+
+    Args:
+        endpoint: where.
+        security: certificates and token.
+        question_s: how long a question waits for its answer.
+        at_once: requests at a time that are to be expected; more do not wait.
+    """
+
+    can_cancel = True
+
+    def __init__(
+        self, endpoint: Endpoint, security: Security, question_s: float, at_once: int
+    ) -> None:
+        if endpoint.has_tls:
+            files = (security.ca, security.key, security.certificate)
+            ca, key, chain = (None if path is None else path.read_bytes() for path in files)
+            credentials = grpc.ssl_channel_credentials(ca, key, chain)
+            self._channel = grpc.secure_channel(endpoint.address, credentials, _OPTIONS)
+        else:
+            self._channel = grpc.insecure_channel(endpoint.address, _OPTIONS)
+        self._stub = messages.Stub(self._channel)
+        self._metadata = list(security.headers(endpoint).items())
+        self._question_s = question_s
+
+    def is_server_ready(self) -> bool:
+        return bool(self._ask("ServerReady").ready)
+
+    def is_model_ready(self, model: str, version: str) -> bool:
+        return bool(self._ask("ModelReady", name=model, version=version).ready)
+
+    def describe(self, model: str, version: str) -> ModelInfo:
+        metadata = self._ask("ModelMetadata", name=model, version=version)
+        try:
+            config = self._ask("ModelConfig", name=model, version=version).config
+            parameters = {key: value.string_value for key, value in config.parameters.items()}
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.UNIMPLEMENTED:
+                raise
+            parameters = {}  # only Triton and its like have it
+        return ModelInfo(_tensors(metadata.inputs), _tensors(metadata.outputs), parameters)
+
+    def infer(self, model: str, version: str, request: InferRequest, done: Done) -> object:
+        message = grpc_codec.encode_request(model, request, version)
+        call = self._stub.ModelInfer.future(message, metadata=self._metadata)
+        call.add_done_callback(lambda ended: done(_outcome(ended)))
+        return call
+
+    def cancel(self, call: Any) -> None:
+        call.cancel()
+
+    def watch(self, lost: Callable[[str], None]) -> None:
+        def changed(state: grpc.ChannelConnectivity) -> None:
+            # Not IDLE: a server may close a connection that it finds unused, and take a new one.
+            if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                lost("the connection is lost")
+
+        self._channel.subscribe(changed, try_to_connect=True)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _ask(self, call: str, **fields: str) -> Any:
+        request = messages.message(f"{call}Request")(**fields)
+        question = getattr(self._stub, call)
+        try:
+            return question(request, timeout=self._question_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            if error.code() in _GONE:
+                raise Gone(_words(error)) from None
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise NoAnswer(f"{call}: no answer within {self._question_s} s") from None
+            raise
+
+
+def _outcome(call: Any) -> Any:
+    with contextlib.suppress(grpc.FutureCancelledError):
+        error = call.exception()
+        if error is not None:
+            return Failed(_words(error), error.code() in _GONE)
+        try:
+            return grpc_codec.decode_response(call.result())
+        except ProtocolError as wrong:
+            return Failed(str(wrong))
+    return Failed("cancelled")
+
+
+def _words(error: Any) -> str:
+    return f"{error.code().name}: {error.details()}"
+
+
+def _tensors(described: Any) -> list[TensorInfo]:
+    return [TensorInfo(t.name, t.datatype, tuple(t.shape)) for t in described]
