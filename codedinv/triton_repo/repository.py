@@ -175,8 +175,7 @@ def _config(
         f'backend: "{backend}"',
         f"max_batch_size: {_MAX_BATCH}",
         f'input [ {{ name: "query" data_type: TYPE_FP32 dims: {[*model.input_shape]} }} ]',
-        'output [ { name: "embedding" data_type: TYPE_FP32 '
-        f"dims: {[*model.embedding_shape]} }} ]",
+        f'output [ {{ name: "embedding" data_type: TYPE_FP32 dims: {[*model.embedding_shape]} }} ]',
     ]
     if backend == "python":
         lines.append("instance_group [ { count: 1 kind: KIND_CPU } ]")
