@@ -58,7 +58,8 @@ class Core:
         has_fallback: can the front end answer a query by itself, if need be?
 
     `handle` takes events in order of time and returns the actions to do, in order. Afterwards,
-    every accepted query either has ended or waits for something that has a timer.
+    every accepted query either has ended or waits for something that has a timer. Whoever has many
+    events at once saves half of the time by `take` for each and one `conclude`.
     """
 
     def __init__(
@@ -139,10 +140,20 @@ class Core:
         Alarms ring in `Timer` events only. Whoever was busy for a while thus tells first what
         happened meanwhile, and no worker is taken for hung whose result is there to be read.
         """
+        return self.take(event) + self.conclude()
+
+    def take(self, event: ev.Event) -> list[act.Action]:
+        """The first half of `handle`: what follows from the event itself. `conclude` must come
+        before the loop waits again; until then no task is sent and no timer set."""
         self.now = max(self.now, event.time)
         self._out = []
         self._on_event[type(event)](event)
         self.rollout.advance()
+        return self._out
+
+    def conclude(self) -> list[act.Action]:
+        """The second half of `handle`, once for all events taken: sends what can be sent."""
+        self._out = []
         self._dispatch()
         if self._make_planned():
             self._dispatch()
@@ -383,6 +394,8 @@ class Core:
     def _dispatch_once(self, version: int) -> bool:
         """Sends what can be sent. True: a query was given up, look again: others may need more."""
         lanes = self.lanes(version)
+        if not len(lanes) or not self.fleet.has_room(version):
+            return False
         for lane in (URGENT, DATA, HEDGE, PARITY, ERRAND):
             skipped = 0
             while lanes.count(lane) > skipped and self.fleet.has_room(version):
