@@ -14,7 +14,7 @@ SERVING := $(filter-out tests/kernels $(MODELS) tests/conftest.py,$(wildcard tes
 SERVING := $(filter-out $(addsuffix /%,tests/kernels $(filter-out %.py,$(MODELS))),$(SERVING))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo chaos test test-all test-servers test-cpp test-cpp-clang bench lint format clean
+.PHONY: help setup demo chaos test test-all test-servers test-cpp test-cpp-clang bench bench-look bench-receipts lint format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -72,9 +72,15 @@ test-cpp: $(STAMP) $(SANITIZED:%=%/CMakeCache.txt) ## the C++ tests alone
 test-cpp-clang: $(STAMP) ## the C++ tests under clang and its sanitizers (CLANG=clang++-14)
 	@$(MAKE) --no-print-directory test-cpp SANITIZED="build/clang-asan build/clang-tsan"
 
-bench: $(STAMP) ## CPU benchmarks; receipts in benchmarks/receipts/
+bench: $(STAMP) ## what coding costs on this CPU, against its bars; receipts in build/bench/
+	$(BIN)/python benchmarks/suite.py
+
+bench-look: $(STAMP) ## the same parts one by one, by pytest-benchmark
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,ops
-	$(BIN)/python benchmarks/decoder.py
+
+bench-receipts: $(STAMP) ## as bench, into benchmarks/receipts/, and docs/performance.md from there
+	BENCH_OUT=benchmarks/receipts $(BIN)/python benchmarks/suite.py; met=$$?; \
+	  $(BIN)/python benchmarks/performance.py && exit $$met
 
 lint: $(STAMP) ## ruff, mypy, and clang-format where installed
 	$(BIN)/ruff check .

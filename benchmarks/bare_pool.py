@@ -40,7 +40,7 @@ class BarePool:
         self._processes = []
         for _ in range(workers):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, folder, shape), daemon=True)
+            process = context.Process(target=serve, args=(theirs, folder, shape), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
@@ -77,7 +77,7 @@ class BarePool:
 
     def _send(self, worker: int, future: Future[Array], query: Array) -> None:
         self._held[worker].append(future)
-        self._pipes[worker].send_bytes(query.data)
+        self._pipes[worker].send_bytes(query.data.cast("B"))
 
     def _receive(self) -> None:
         selector = selectors.DefaultSelector()
@@ -98,9 +98,10 @@ class BarePool:
         selector.close()
 
 
-def _serve(pipe: Connection, folder: Path, shape: tuple[int, ...]) -> None:
+def serve(pipe: Connection, folder: Path, shape: tuple[int, ...]) -> None:
+    """A worker: answers bytes by bytes until an empty message or the other end's end."""
     backbone = load_backbone(folder, "onnx")
     pipe.send_bytes(b"ready")
     while data := pipe.recv_bytes():
         result = backbone(np.frombuffer(data, np.float32).reshape(shape))
-        pipe.send_bytes(np.ascontiguousarray(result).data)
+        pipe.send_bytes(np.ascontiguousarray(result).data.cast("B"))

@@ -56,10 +56,14 @@ def print_bars(bars: list[dict[str, Any]]) -> int:
     return 0 if all(line["met"] for line in bars) else 1
 
 
+def slug(device: str) -> str:
+    """A device's name as part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+
+
 def write_receipt(what: str, content: dict[str, Any], device: str) -> Path:
     """Writes `content` with machine, versions, command and commit to <what>-<device>.json."""
-    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    path = FOLDER / f"{what}-{slug}.json"
+    path = FOLDER / f"{what}-{slug(device)}.json"
     FOLDER.mkdir(parents=True, exist_ok=True)
     receipt = {
         "what": what,
