@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt setup.py CMakeLists.txt $(SOURCES)
 	  { echo "$(PYTHON) has no headers to compile against: apt-get install python3-dev"; exit 1; }
 	@command -v "$${CXX:-c++}" >/dev/null || { echo "No C++ compiler found: apt-get install g++"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[onnx,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: $(STAMP) ## serve images five ways through a killed and a slow worker; figures in demo/
