@@ -3,9 +3,10 @@
     python benchmarks/encoder.py [--rounds 3]
 
 The figures 7 and 8 of the paper, for the bundles of k = 2, 4 and 10, batches of 1, 32 and 256
-coding groups, torch eager and compiled, ONNX Runtime in fp32 and dynamically quantised to int8. Every
-runtime is on one thread and is checked against torch before it is timed (but int8, whose results
-differ by design). Parts and runtimes alternate call by call; a ratio is the median of the rounds'.
+coding groups, torch eager and compiled, ONNX Runtime in fp32 and dynamically quantised to int8.
+Every runtime is on one thread and is checked against torch before it is timed (but int8, whose
+results differ by design). Times are CPU times of that thread, for a machine may have other work.
+Parts and runtimes alternate call by call; a ratio is the median of the rounds'.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ def _rows(
     until, done = time.perf_counter() + _LEAST_SECONDS * len(networks), 0
     while done < rounds or time.perf_counter() < until:
         for name, part, call in calls:
-            start = time.perf_counter()
+            start = time.thread_time()
             call(examples[part])
-            seconds[name, part].append(time.perf_counter() - start)
+            seconds[name, part].append(time.thread_time() - start)
         done += 1
     rows = []
     for name in networks:

@@ -15,7 +15,7 @@ from codedinv import CodedModel
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from encoder_networks import BATCHES, BUNDLES, PARTS, NotAvailable, inputs, load  # noqa: E402
+from encoder_networks import BATCHES, BUNDLES, PARTS, NotAvailable, inputs, load
 
 
 @pytest.mark.parametrize("part", PARTS)

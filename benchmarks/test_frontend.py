@@ -13,8 +13,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from frontend import SIZE, WAYS, opened, saturate  # noqa: E402
-from identity import IdentityModel  # noqa: E402
+from frontend import SIZE, WAYS, opened, saturate
+from identity import IdentityModel
 
 
 @pytest.mark.parametrize("way", WAYS)
