@@ -1,6 +1,6 @@
 """What the front end costs a query, beside a bare pool of pipes and futures.
 
-    python benchmarks/frontend.py [--rounds 7] [--queries 1500]
+    python benchmarks/frontend.py [--rounds 5] [--queries 800]
 
 Both run the identity as backbone in as many worker processes, and are driven alike: so many queries
 in hand that no worker is idle. Rounds of both alternate in one run, and the median of the rounds'
@@ -136,8 +136,8 @@ def bars(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--queries", type=int, default=1500, help="of a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--queries", type=int, default=800, help="of a round")
     options = parser.parse_args()
     rows = measure(options.rounds, options.queries)
     verdicts = bars(rows)
