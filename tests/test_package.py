@@ -101,7 +101,8 @@ def test_the_source_distribution_builds_a_wheel_that_holds_everything(tmp_path: 
     with tarfile.open(sdist) as tar:
         tar.extractall(tmp_path, filter="data")
     unpacked = tmp_path / sdist.name.removesuffix(".tar.gz")
-    assert (unpacked / "csrc" / "tests" / "decoder_test.cpp").exists()
+    for path in ("csrc/tests/decoder_test.cpp", "tests/conftest.py", "benchmarks/suite.py"):
+        assert (unpacked / path).exists(), path
 
     with zipfile.ZipFile(tmp_path / backend("build_wheel", unpacked)) as wheel:
         shipped = set(wheel.namelist())
