@@ -433,7 +433,7 @@ class Core:
 
     def send(self, task: Task, worker: Worker) -> None:
         """Gives a worker a task."""
-        task.sent_at = self.now
+        task.sent_at = self.crew.attended
         if not worker.outstanding:
             self.crew.watch_from_now(worker)
         self.fleet.assign(worker, task)
@@ -495,7 +495,9 @@ class Core:
             return True
         if self.service.count < _FEWEST_TIMES:
             return False
-        others_wait = lanes.count(URGENT) + lanes.count(DATA) > 1
+        # Those that came in the same turn do not wait for each other while there is room for all.
+        waiting = lanes.count(URGENT) + lanes.count(DATA)
+        others_wait = waiting > max(1, self.fleet.with_room(group.version))
         return left < (self._usual_service() if others_wait else self.service.quantile(0.1))
 
     def _give_up_hopeless(self, attempt: Attempt) -> None:
@@ -537,7 +539,8 @@ class Core:
         if isinstance(task, Errand):
             task.purpose.errand_done(task, worker, event.result)
             return
-        took = self.now - task.sent_at
+        # A stall of this process is no worker's: by such times every query would look hopeless.
+        took = self.crew.attended - task.sent_at
         self.service.add(took)
         self.pace.measured(worker, took)
         self.quarantine.succeeded(worker, task)
