@@ -14,7 +14,7 @@ SERVING := $(filter-out tests/kernels $(MODELS) tests/conftest.py,$(wildcard tes
 SERVING := $(filter-out $(addsuffix /%,tests/kernels $(filter-out %.py,$(MODELS))),$(SERVING))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo chaos test test-all test-servers test-cpp test-cpp-clang bench lint format clean
+.PHONY: help setup demo chaos test test-all test-servers test-cpp test-cpp-clang bench bench-look bench-receipts lint format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt setup.py CMakeLists.txt $(SOURCES)
 	  { echo "$(PYTHON) has no headers to compile against: apt-get install python3-dev"; exit 1; }
 	@command -v "$${CXX:-c++}" >/dev/null || { echo "No C++ compiler found: apt-get install g++"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[onnx,gateway,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gateway,dev]'
 	@touch $@
 
 demo: $(STAMP) ## serve images five ways through a killed and a slow worker; figures in demo/
@@ -88,9 +88,15 @@ test-cpp: $(STAMP) $(SANITIZED:%=%/CMakeCache.txt) ## the C++ tests alone
 test-cpp-clang: $(STAMP) ## the C++ tests under clang and its sanitizers (CLANG=clang++-14)
 	@$(MAKE) --no-print-directory test-cpp SANITIZED="build/clang-asan build/clang-tsan"
 
-bench: $(STAMP) ## CPU benchmarks; receipts in benchmarks/receipts/
+bench: $(STAMP) ## what coding costs on this CPU, against its bars; receipts in build/bench/
+	$(BIN)/python benchmarks/suite.py
+
+bench-look: $(STAMP) ## the same parts one by one, by pytest-benchmark
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=median,iqr,ops
-	$(BIN)/python benchmarks/decoder.py
+
+bench-receipts: $(STAMP) ## as bench, into benchmarks/receipts/, and docs/performance.md from there
+	BENCH_OUT=benchmarks/receipts $(BIN)/python benchmarks/suite.py; met=$$?; \
+	  $(BIN)/python benchmarks/performance.py && exit $$met
 
 lint: $(STAMP) ## ruff, mypy, and clang-format where installed
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ which a process of its own times in turn with this one.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter_ns
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 from decoder_large import large_rows, recovery_before_and_now
 from decoder_pushes import Pusher, medians, random_row
-from receipt import bar, cpu_name, write_receipt
+from receipt import bar, cpu_name, print_bars, write_receipt
 
 from codedinv import Code, StreamingDecoder
 from codedinv.coding import _decoder, reference
@@ -110,7 +111,7 @@ def recovery(trials: int) -> dict[str, int]:
     return results
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=20_000, help="pushes timed of each kind")
     parser.add_argument("--before", type=Path, help="checkout of an earlier commit, built")
@@ -178,11 +179,9 @@ def main() -> None:
         "recover_r4_1048576": recovered,
     }
     path = write_receipt("decoder", content, cpu_name())
-    for line in bars:
-        verdict = "met   " if line["met"] else "MISSED"
-        print(f"{verdict} {line['claim']}: {line['measured']} ({line['bar']})")
     print(path)
+    return print_bars(bars)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

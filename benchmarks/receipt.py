@@ -3,7 +3,8 @@
     from receipt import write_receipt
     write_receipt("decoder", {"bars": [...], "results": [...]}, device=cpu_name())
 
-writes benchmarks/receipts/decoder-<device>.json and returns its path.
+writes decoder-<device>.json into the folder that BENCH_OUT names, build/bench if it names none, and
+returns its path. So a tracked receipt changes only where somebody means it to.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "benchmarks" / "receipts"
+TRACKED = ROOT / "benchmarks" / "receipts"
+FOLDER = ROOT / os.environ.get("BENCH_OUT", "build/bench")
 PACKAGES = ("codedinv", "numpy", "torch", "triton", "onnxruntime", "pybind11")
 
 
@@ -46,10 +48,22 @@ def bar(claim: str, measured: float, limit: float, *, at_most: bool) -> dict[str
     }
 
 
+def print_bars(bars: list[dict[str, Any]]) -> int:
+    """Prints verdicts, and returns the exit code that they make: 0 if all are met."""
+    for line in bars:
+        verdict = "met   " if line["met"] else "MISSED"
+        print(f"{verdict} {line['claim']}: {line['measured']} ({line['bar']})", flush=True)
+    return 0 if all(line["met"] for line in bars) else 1
+
+
+def slug(device: str) -> str:
+    """A device's name as part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+
+
 def write_receipt(what: str, content: dict[str, Any], device: str) -> Path:
     """Writes `content` with machine, versions, command and commit to <what>-<device>.json."""
-    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    path = FOLDER / f"{what}-{slug}.json"
+    path = FOLDER / f"{what}-{slug(device)}.json"
     FOLDER.mkdir(parents=True, exist_ok=True)
     receipt = {
         "what": what,

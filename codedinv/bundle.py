@@ -15,6 +15,7 @@ from codedinv import bundle_folder
 from codedinv.bundle_folder import ANCHORS, BACKBONE, ENCODER, LIGHT, Manifest, head_file
 from codedinv.coding import Code, StreamingDecoder
 from codedinv.errors import BundleError
+from codedinv.extras import require
 from codedinv.light import Fusion, LightModel
 from codedinv.runtimes import (
     ArrayT,
@@ -138,6 +139,7 @@ class CodedModel:
         anchors = _load_anchors(folder / ANCHORS, manifest)
         consistency = load_consistency(folder, manifest)
         if runtime == "torch":
+            require("torch")
             from codedinv.modules import load_modules
 
             modules = load_modules(folder, manifest)
@@ -191,6 +193,7 @@ class CodedModel:
         Raises:
             ValueError: shapes of the parts do not fit together, a part is missing, or a bad name.
         """
+        require("torch")
         from codedinv import modules
 
         assembled = modules.assemble(backbone, heads, encoder, light)
@@ -238,6 +241,7 @@ class CodedModel:
         """
         if self.folder is None:
             raise ValueError("folder: a model without torch modules must come from a folder")
+        require("torch")
         from codedinv.modules import load_modules
 
         bundle_folder.read_manifest(self.folder)  # its files may have been damaged since loading
@@ -322,6 +326,7 @@ class CodedModel:
             ValueError: the folder holds something else, or metadata is not plain JSON.
         """
         folder = Path(folder)
+        require("torch")
         from codedinv.modules import serialise
 
         files, exported = serialise(self.modules, self._manifest, self.anchors, shared_weights)

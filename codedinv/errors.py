@@ -9,6 +9,10 @@ class BundleError(CodedInvError):
     """A bundle is damaged, foreign or of another schema version; the message names the file."""
 
 
+class MissingExtra(CodedInvError, ImportError):
+    """What was asked for needs a package that is not installed; the message says which."""
+
+
 class NotConverged(CodedInvError):
     """A fixed-point inversion did not reach its tolerance within its iteration limit."""
 

@@ -110,7 +110,7 @@ def choose_runtime(runtime: Runtime) -> Literal["onnx", "torch"]:
     if runtime not in ("onnx", "torch"):
         raise ValueError(f"runtime: expected 'auto', 'onnx' or 'torch', got {runtime!r}")
     if runtime == "onnx" and not installed:
-        raise ValueError("runtime: 'onnx' needs onnxruntime (pip install 'codedinv[onnx]')")
+        raise ValueError("runtime: 'onnx' needs onnxruntime (pip install onnxruntime)")
     return runtime
 
 

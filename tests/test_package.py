@@ -101,7 +101,8 @@ def test_the_source_distribution_builds_a_wheel_that_holds_everything(tmp_path: 
     with tarfile.open(sdist) as tar:
         tar.extractall(tmp_path, filter="data")
     unpacked = tmp_path / sdist.name.removesuffix(".tar.gz")
-    assert (unpacked / "csrc" / "tests" / "decoder_test.cpp").exists()
+    for path in ("csrc/tests/decoder_test.cpp", "tests/conftest.py", "benchmarks/suite.py"):
+        assert (unpacked / path).exists(), path
 
     with zipfile.ZipFile(tmp_path / backend("build_wheel", unpacked)) as wheel:
         shipped = set(wheel.namelist())
@@ -115,3 +116,83 @@ def test_the_source_distribution_builds_a_wheel_that_holds_everything(tmp_path: 
     wanted |= {f"codedinv/{p.relative_to(ROOT).as_posix()}" for p in ROOT.glob("kernels/**/*.py")}
     wanted |= {"codedinv/py.typed", "codedinv/coding/_decoder.pyi"}
     assert sorted(wanted - shipped) == []
+
+
+_WITHOUT = """
+import importlib.util, sys
+find_spec = importlib.util.find_spec
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "onnx", "triton"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Refuse())
+importlib.util.find_spec = lambda name, package=None: (
+    None if name in ("torch", "onnx", "triton") else find_spec(name, package)
+)
+"""
+
+
+@pytest.fixture
+def without_torch(tmp_path: Path) -> dict[str, str]:
+    """An environment whose interpreters, workers too, find no torch, onnx or triton."""
+    (tmp_path / "sitecustomize.py").write_text(_WITHOUT)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+
+
+def test_a_server_of_processes_answers_where_torch_is_not_installed(
+    without_torch: dict[str, str],
+) -> None:
+    program = (
+        "from codedinv import CodedServer\n"
+        "from codedinv.data import load_test_images, to_queries\n"
+        "with CodedServer('fashion-mnist') as server:\n"
+        "    answers = server.predict(to_queries(load_test_images()[0][:20]))\n"
+        "print(len(answers), {answer.source for answer in answers} <= {'exact', 'reconstructed'})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True, text=True, env=without_torch, check=False,
+    )  # fmt: skip
+    assert done.stdout.split() == ["20", "True"], done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["export", "fashion-mnist", "out"], ["train", "light", "--recipe", "x", "--out", "y"]],
+    ids=lambda arguments: arguments[0],
+)
+def test_what_needs_torch_says_in_one_line_what_to_install(
+    without_torch: dict[str, str], arguments: list[str], tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "codedinv", *arguments],
+        capture_output=True, text=True, env=without_torch, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == (
+        "codedinv: this needs torch, which is not installed: pip install 'codedinv[train]'\n"
+    )
+
+
+@pytest.mark.servers  # installs from the network
+@pytest.mark.timeout(900)
+def test_the_demo_runs_in_a_clean_environment_under_400_mb(tmp_path: Path) -> None:
+    def run(*command: str | Path) -> str:
+        done = subprocess.run(
+            list(map(str, command)), capture_output=True, text=True, check=False, cwd=tmp_path,
+            env={name: v for name, v in os.environ.items() if name != "PYTHONPATH"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        return done.stdout
+
+    run(sys.executable, "-m", "venv", "clean")
+    python = tmp_path / "clean" / "bin" / "python"
+    run(python, "-m", "pip", "install", "-c", ROOT / "constraints.txt", ROOT)
+    size = sum(p.lstat().st_size for p in (tmp_path / "clean").rglob("*"))
+    assert size < 400e6, f"{size / 1e6:.0f} MB"
+    found = "import importlib.util as u; print([u.find_spec(n) for n in ('torch', 'onnx')])"
+    assert run(python, "-c", found).strip() == "[None, None]"
+    run(python, "-m", "codedinv", "demo", "--queries", "200", "--rate", "40")
+    assert (tmp_path / "demo" / "latency.png").exists()

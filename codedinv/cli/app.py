@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from codedinv.errors import CodedInvError
+from codedinv.extras import missing
 
 app = typer.Typer(
     name="codedinv",
@@ -114,9 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with_traceback = arguments[:1] == ["--traceback"]
     try:
         app(args=arguments, prog_name="codedinv")
-    except (CodedInvError, ValueError, TypeError, OSError) as error:
+    except (CodedInvError, ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         if with_traceback:
             raise
+        if isinstance(error, ModuleNotFoundError):
+            error = missing(error.name)
         print("codedinv:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(1 if isinstance(error, CodedInvError) else 2)
 

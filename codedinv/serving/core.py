@@ -59,7 +59,8 @@ class Core:
         has_fallback: can the front end answer a query by itself, if need be?
 
     `handle` takes events in order of time and returns the actions to do, in order. Afterwards,
-    every accepted query either has ended or waits for something that has a timer.
+    every accepted query either has ended or waits for something that has a timer. Whoever has many
+    events at once saves half of the time by `take` for each and one `conclude`.
     """
 
     def __init__(
@@ -142,10 +143,20 @@ class Core:
         Alarms ring in `Timer` events only. Whoever was busy for a while thus tells first what
         happened meanwhile, and no worker is taken for hung whose result is there to be read.
         """
+        return self.take(event) + self.conclude()
+
+    def take(self, event: ev.Event) -> list[act.Action]:
+        """The first half of `handle`: what follows from the event itself. `conclude` must come
+        before the loop waits again; until then no task is sent and no timer set."""
         self.now = max(self.now, event.time)
         self._out = []
         self._on_event[type(event)](event)
         self.rollout.advance()
+        return self._out
+
+    def conclude(self) -> list[act.Action]:
+        """The second half of `handle`, once for all events taken: sends what can be sent."""
+        self._out = []
         self._dispatch()
         if self._make_planned():
             self._dispatch()
@@ -389,6 +400,8 @@ class Core:
     def _dispatch_once(self, version: int) -> bool:
         """Sends what can be sent. True: a query was given up, look again: others may need more."""
         lanes = self.lanes(version)
+        if not len(lanes) or not self.fleet.has_room(version):
+            return False
         for lane in (URGENT, DATA, HEDGE, PARITY, ERRAND):
             skipped = 0
             while lanes.count(lane) > skipped and self.fleet.has_room(version):
@@ -426,7 +439,7 @@ class Core:
 
     def send(self, task: Task, worker: Worker) -> None:
         """Gives a worker a task."""
-        task.sent_at = self.now
+        task.sent_at = self.crew.attended
         if not worker.outstanding:
             self.crew.watch_from_now(worker)
         self.fleet.assign(worker, task)
@@ -489,7 +502,9 @@ class Core:
             return True
         if self.service.count < _FEWEST_TIMES:
             return False
-        others_wait = lanes.count(URGENT) + lanes.count(DATA) > 1
+        # Those that came in the same turn do not wait for each other while there is room for all.
+        waiting = lanes.count(URGENT) + lanes.count(DATA)
+        others_wait = waiting > max(1, self.fleet.with_room(group.version))
         return left < (self._usual_service() if others_wait else self.service.quantile(0.1))
 
     def _give_up_hopeless(self, attempt: Attempt) -> None:
@@ -531,7 +546,8 @@ class Core:
         if isinstance(task, Errand):
             task.purpose.errand_done(task, worker, event.result)
             return
-        took = self.now - task.sent_at
+        # A stall of this process is no worker's: by such times every query would look hopeless.
+        took = self.crew.attended - task.sent_at
         self.service.add(took)
         self.pace.measured(worker, took)
         self.quarantine.succeeded(worker, task)

@@ -209,6 +209,7 @@ class Engine:
                 self._handle(self._event(message, now))
             self._timer_at = None
             self._handle(ev.Timer(now))
+        self._conclude()
         self._answers.give()
         for version in self._reloads.forget():
             self._pool.forget(version)
@@ -248,10 +249,20 @@ class Engine:
             self._handle(item)
 
     def _handle(self, event: ev.Event) -> None:
-        for action in self._core.handle(event):
-            self._do[type(action)](action)
+        self._do_all(self._core.take(event))
         while self._replies:
             self._handle(self._replies.popleft())
+
+    def _conclude(self) -> None:
+        """Sends what the turn's events made ready: once, for it costs as much as an event."""
+        self._do_all(self._core.conclude())
+        while self._replies:
+            self._handle(self._replies.popleft())
+            self._do_all(self._core.conclude())
+
+    def _do_all(self, actions: list[act.Action]) -> None:
+        for action in actions:
+            self._do[type(action)](action)
 
     def _event(self, message: Message, now: float) -> ev.Event:
         match message:

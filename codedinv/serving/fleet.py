@@ -122,6 +122,10 @@ class Fleet:
         """Can any worker of that version take a task?"""
         return any(self._rooms.get(version, ()))
 
+    def with_room(self, version: int) -> int:
+        """How many workers of that version can take a task."""
+        return sum(len(room) for room in self._rooms.get(version, ()))
+
     def pick(
         self,
         version: int,

@@ -76,7 +76,7 @@ class _Task:
         self.version = version
         self.lane: int | None = None  # while it waits for a worker
         self.worker: int | None = None  # once it was sent
-        self.sent_at = 0.0
+        self.sent_at = 0.0  # in attended time
 
 
 class Attempt(_Task):

@@ -77,7 +77,7 @@ class Pace:
 
     def errand_done(self, errand: Errand, worker: Worker, result: Any) -> None:
         """A slow worker's probe was answered."""
-        self.measured(worker, self._core.now - errand.sent_at)
+        self.measured(worker, self._core.crew.attended - errand.sent_at)
 
     def errand_failed(self, errand: Errand, worker: Worker) -> None:
         """It failed; whoever waits for nothing loses nothing."""

@@ -88,7 +88,8 @@ def create_memory(nbytes: int) -> int:
 
 @dataclass
 class Received:
-    """One message. `array` is the receiver's own copy."""
+    """One message. `array` is the receiver's own copy, but for a large query: that is read in place
+    by the worker, whose it is until it has ended the task."""
 
     kind: Kind
     task: int
@@ -161,7 +162,8 @@ class Channel:
             return message
         shape = self._layout.query_shape if self._receives_query else self._layout.embedding_shape
         if shared:
-            message.array = self._shared(slot, self._receives_query).copy()
+            array = self._shared(slot, self._receives_query)
+            message.array = array if self._receives_query else array.copy()
         else:
             flat = np.frombuffer(self._buffer, np.float32, nbytes // 4, _HEADER.size)
             message.array = flat.reshape(shape).copy()

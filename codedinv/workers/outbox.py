@@ -24,6 +24,7 @@ class Outbox:
         self._channel = channel
         self._urgent: deque[tuple[Kind, str, int]] = deque()  # kind, text, task
         self._tasks: OrderedDict[int, tuple[int, Array]] = OrderedDict()  # task: model, query
+        self._slots = layout.slots
         self._free_slots = list(range(layout.slots))
 
     def put_task(self, task: int, model: int, query: Array) -> None:
@@ -42,12 +43,18 @@ class Outbox:
         """The worker has ended the task that had this slot."""
         self._free_slots.append(slot)
 
+    def is_worker_idle(self) -> bool:
+        """Has the worker ended all that was sent to it?"""
+        return len(self._free_slots) == self._slots
+
     def flush(self) -> bool:
         """Sends what can be sent; True: the rest waits until the socket is writable.
 
         Raises:
             OSError: the worker is gone.
         """
+        if not (self._tasks or self._urgent):
+            return False
         try:
             while self._urgent:
                 kind, text, task = self._urgent[0]

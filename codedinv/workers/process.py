@@ -225,6 +225,8 @@ class ProcessPool(BreakablePool):
                 is_over = True
                 break
             self._take(w, message)
+            if not is_over and w.outbox.is_worker_idle():
+                break  # it has nothing to say; what it says all the same, the next poll finds
         if is_over:
             self._out.append(Died(w.index, w.generation, w.epitaph()))
             self._let_go(w)

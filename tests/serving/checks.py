@@ -52,11 +52,22 @@ class Watcher:
         self.drained = False
 
     def handle(self, event: ev.Event) -> list[act.Action]:
+        return self.take(event) + self.conclude(event)
+
+    def take(self, event: ev.Event) -> list[act.Action]:
+        """Feeds an event of a turn; what must hold when the loop waits is checked by `conclude`."""
         self.now = max(self.now, event.time)
         fresh = self._note_event(event)
-        actions = self.core.handle(event)
+        actions = self.core.take(event)
         for action in actions:
             self._note_action(action, event, fresh)
+        return actions
+
+    def conclude(self, event: ev.Event) -> list[act.Action]:
+        """Ends a turn, of which this was the last event."""
+        actions = self.core.conclude()
+        for action in actions:
+            self._note_action(action, event, False)
         self._check_state()
         return actions
 

@@ -365,6 +365,20 @@ def test_closing_does_not_wait_longer_than_it_was_told() -> None:
     assert len(story.of(act.Drained)) == 1
 
 
+def test_a_turn_looks_for_work_to_send_once_however_many_events_it_takes() -> None:
+    story = Story()
+    for query in range(3):
+        taken = story.watcher.take(ev.Submitted(0.0, query, f"query {query}", None))
+        assert not any(isinstance(action, act.Dispatch | act.SetTimer) for action in taken)
+    sent = story.core.conclude()
+    assert [a.payload for a in sent if isinstance(a, act.Dispatch)] == [
+        "query 0",
+        "query 1",
+        "query 2",
+    ]
+    assert len([a for a in sent if isinstance(a, act.SetTimer)]) <= 1
+
+
 def test_an_event_costs_the_same_with_ten_thousand_workers() -> None:
     """Counted in picks, not in seconds: a dispatch looks at one idle worker, not at all."""
     story = Core(Plan(k=1, n=1, needed=1), Policy(), 10_000)

@@ -76,7 +76,7 @@ def test_a_bug_in_the_core_ends_every_query_and_the_workers(
     def break_down(_: Any) -> Any:
         raise bug
 
-    monkeypatch.setattr(server.engine._core, "handle", break_down)
+    monkeypatch.setattr(server.engine._core, "take", break_down)
     unknown = server.submit(queries[1])
     server.turn()
     for future in (known, unknown):
@@ -212,18 +212,18 @@ def _served(model: LinearModel, fallback: Any) -> Any:
 def _do(server: Stepped, *actions: act.Action) -> list[Any]:
     """The actions are done; returns the events that they were answered with."""
     told: list[Any] = []
-    handle = server.engine._core.handle
+    take = server.engine._core.take
 
     def scripted(event: Any) -> list[act.Action]:
         told.append(event)
         return []
 
-    server.engine._core.handle = scripted  # type: ignore[method-assign]
+    server.engine._core.take = scripted  # type: ignore[method-assign]
     for action in actions:
         server.engine._do[type(action)](action)
         while server.engine._replies:
             told.append(server.engine._replies.popleft())
-    server.engine._core.handle = handle  # type: ignore[method-assign]
+    server.engine._core.take = take  # type: ignore[method-assign]
     return told
 
 

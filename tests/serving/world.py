@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
@@ -43,7 +44,9 @@ class World:
         self.policy = self._policy()
         workers = random.randint(1, self.plan.n + 2)
         core = core_class(self.plan, self.policy, workers, has_fallback=self.has_fallback)
-        self.watcher = Watcher(core)
+        # Every other loop takes what comes within so much time in one turn.
+        self._turn_takes = 0.25 if seed % 2 else 0.0
+        self.watcher = Watcher(core, timers_late_s=0.1 + self._turn_takes)
         self.now = 0.0
         self.calm = random.uniform(2.0, 15.0)
         self.flaky = random.choice((0.0, 0.05, 0.3))  # share of tasks that go wrong
@@ -62,6 +65,7 @@ class World:
         self._busy_until: dict[int, float] = {}
         self._results: dict[tuple[int, int], list[Answer]] = {}  # (group, slot) -> runs
         self._away_until = 0.0
+        self._turn: ev.Event | None = None  # the last event of the turn that has not ended
         self.events = 0
         self._do: dict[type, Callable[..., None]] = {
             act.Restart: self._start,
@@ -119,8 +123,11 @@ class World:
         if self.random.random() < 0.2:
             at = self.random.uniform(0.0, self.calm)
             self._at(at, ev.Stalled(at, self.random.choice((0.5, 5.0, 20.0))))
-        while self._events and not self._over():
-            self._step()
+        while (self._events or self._turn) and not self._over():
+            if self._turn and not (self._events and self._events[0][0] <= self.now):
+                self._end_turn()
+            else:
+                self._step()
         self.watcher.check_everything_is_over()
 
     def _plan_queries(self) -> None:
@@ -160,7 +167,10 @@ class World:
     def _at(self, at: float, event: ev.Event) -> None:
         self._order += 1
         order = self._order + (_LAST if isinstance(event, ev.Timer) else 0)
-        heapq.heappush(self._events, (max(at, self._away_until), order, event))
+        at = max(at, self._away_until)
+        if self._turn_takes:
+            at = math.ceil(at / self._turn_takes) * self._turn_takes
+        heapq.heappush(self._events, (at, order, event))
 
     def _step(self) -> None:
         self.now, _, event = heapq.heappop(self._events)
@@ -181,7 +191,20 @@ class World:
                 return
         self.events += 1
         require(self.events < _MAX_EVENTS, "no end after {} events", self.events)
-        for action in self.watcher.handle(event._replace(time=self.now)):
+        event = event._replace(time=self.now)
+        if self._turn_takes:
+            self._turn = event
+            self._act(self.watcher.take(event))
+        else:
+            self._act(self.watcher.handle(event))
+
+    def _end_turn(self) -> None:
+        event, self._turn = self._turn, None
+        assert event is not None
+        self._act(self.watcher.conclude(event))
+
+    def _act(self, actions: list[act.Action]) -> None:
+        for action in actions:
             do = self._do.get(type(action))
             if do is not None:
                 do(action)
