@@ -205,7 +205,7 @@ class _Api:
         parameters = (await self._object(scope, receive)).get("parameters") or {}
         if parameters:
             raise RequestError("parameters: expected none: a model is loaded as it is configured")
-        await asyncio.shield(asyncio.ensure_future(hosted.load()))
+        await hosted.load()
         await send_json(send, {"name": hosted.name, "version": hosted.version})
 
     async def unload(self, scope: Scope, receive: Receive, send: Send) -> None:

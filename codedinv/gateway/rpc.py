@@ -185,7 +185,7 @@ class Rpc:
         hosted = self._models.get(request.model_name)
         if request.parameters:
             raise RequestError("parameters: expected none: a model is loaded as it is configured")
-        await asyncio.shield(asyncio.ensure_future(hosted.load()))
+        await hosted.load()
         return message("RepositoryModelLoadResponse")()
 
     async def _unload(self, request: Any, context: Any) -> Any:

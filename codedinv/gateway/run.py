@@ -140,7 +140,7 @@ class _Gateway:
         if rpc is not None:
             stopping.append(asyncio.ensure_future(self._rpc.drain(rpc, settings.drain_timeout_s)))
         await asyncio.wait(stopping, timeout=settings.drain_timeout_s + 2 * _LAST_S)
-        await asyncio.gather(*(hosted.unload() for hosted in self._models), return_exceptions=True)
+        await asyncio.gather(*(hosted.end() for hosted in self._models), return_exceptions=True)
         _log.info("ended")
 
     def _grpc_server(self) -> tuple[Any, int | None]:

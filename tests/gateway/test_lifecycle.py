@@ -236,6 +236,17 @@ def test_a_reload_loses_no_query(tmp_path: Path, how: str) -> None:
         assert traffic.errors == []
 
 
+def test_many_reloads_asked_for_at_once_are_few_and_hold_up_no_end(tmp_path: Path) -> None:
+    with running_gateway(tmp_path, ONE_WORKER) as running:
+        for _ in range(20):
+            running.process.send_signal(signal.SIGHUP)
+            time.sleep(0.02)  # else the kernel makes one signal of two
+        assert running.stop() == 0
+        said = [line["message"] for line in running.lines()]
+        assert said[-2:] == ["unloaded", "ended"]
+        assert said.count("reloaded") <= 3
+
+
 def test_a_damaged_bundle_is_not_taken_and_the_model_goes_on(tmp_path: Path) -> None:
     folder = copy_bundle(BUNDLE, tmp_path / "bundle")
     models = [{"model": str(folder), "workers": 1}]
