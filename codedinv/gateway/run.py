@@ -18,6 +18,7 @@ import uvicorn
 from codedinv.bundle import CodedModel
 from codedinv.errors import CodedInvError
 from codedinv.gateway.access import Token
+from codedinv.gateway.connection import connection_class
 from codedinv.gateway.hosted import HostedModel, HostedModels
 from codedinv.gateway.inference import Limits
 from codedinv.gateway.logs import log_to_stderr
@@ -185,7 +186,7 @@ class _Uvicorn(uvicorn.Server):
             uvicorn.Config(
                 app,
                 lifespan="off",
-                http="httptools",
+                http=connection_class(settings.receive_timeout_s),
                 ws="none",
                 log_config=None,
                 access_log=False,

@@ -81,6 +81,8 @@ class GatewaySettings(BaseSettings):
         max_body_bytes: of one request, over HTTP also after decompression.
         max_batch: queries in one request.
         max_requests: at a time, over HTTP and over gRPC each.
+        receive_timeout_s: from a request's first byte to its last over HTTP; the connection of one
+            that takes longer is closed.
         drain_delay_s: how long it still takes requests after SIGTERM, when it says already that it
             is not ready: the time that load balancers need to notice.
         drain_timeout_s: for requests in progress after that.
@@ -101,6 +103,7 @@ class GatewaySettings(BaseSettings):
     max_body_bytes: int = Field(default=64 * 2**20, ge=1024, lt=2**31)
     max_batch: int = Field(default=256, ge=1)
     max_requests: int = Field(default=1024, ge=1)
+    receive_timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     drain_delay_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     drain_timeout_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     access_log: bool = False
