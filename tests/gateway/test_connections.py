@@ -54,7 +54,9 @@ def test_a_connection_that_has_asked_is_kept_longer_than_a_request_may_take(
 ) -> None:
     with connect(hasty) as connection:
         connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\n")
-        assert connection.recv(2**16).startswith(b"HTTP/1.1 200")
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += connection.recv(2**16)
         connection.settimeout(2.0)
         with pytest.raises(TimeoutError):
             connection.recv(1)
