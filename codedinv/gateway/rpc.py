@@ -32,6 +32,7 @@ from codedinv.oip.messages import SERVICE, handlers, message, parse_request, poo
 _log = logging.getLogger("codedinv.gateway.access")
 _OPEN = frozenset({"ServerLive", "ServerReady"})
 _LAST_S = 1.0  # for calls that were taken just before the end
+_MOST_DETAILS = 500  # characters, each up to 12 bytes of a header that holds 8 KiB
 _FOREVER_S = 365 * 24 * 3600.0  # a client without a deadline has a very late one
 
 Call = Callable[[Any, Any], Awaitable[Any]]
@@ -128,7 +129,7 @@ class Rpc:
                     self._idle.set()
             _log_call(name, request, metadata, began, error)
             _, code = status_of(error)
-            return await context.abort(grpc.StatusCode[code], message_of(error)[:1000])
+            return await context.abort(grpc.StatusCode[code], message_of(error)[:_MOST_DETAILS])
 
         return guarded
 
