@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from codedinv.serving import CodedServer, Prediction
 
 _FLOATS = ("FP32", "FP16")
 _LEAST_S = 1e-6
+_NUMBER_BYTES = 32  # of JSON: a float64 has at most 24 characters, and a comma and a space
+_HEADER_BYTES = 64 * 2**10  # of JSON beside the numbers
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,24 @@ class Limits:
 
     max_body_bytes: int = 64 * 2**20
     max_batch: int = 256
+
+
+def check_json_size(hosted: HostedModel, size: int, limits: Limits) -> None:
+    """Refuses JSON that is longer than any request to this model, before it is parsed: that takes
+    the event loop a second for each 10 MiB of brackets.
+
+    Raises:
+        TooLarge: it is.
+    """
+    if hosted.server is None:
+        return  # which the caller is told soon
+    numbers = limits.max_batch * math.prod(hosted.server.model.input_shape)
+    most = numbers * _NUMBER_BYTES + _HEADER_BYTES
+    if size > most:
+        raise TooLarge(
+            f"body: expected at most {most} bytes of JSON for {limits.max_batch} queries of this "
+            f"model, got {size}"
+        )
 
 
 async def infer(

@@ -21,7 +21,7 @@ from codedinv.gateway.descriptions import (
 from codedinv.gateway.errors import MethodNotAllowed, NotFound, RequestError, Unavailable
 from codedinv.gateway.exposition import exposition
 from codedinv.gateway.hosted import HostedModel, HostedModels
-from codedinv.gateway.inference import Limits, infer
+from codedinv.gateway.inference import Limits, check_json_size, infer
 from codedinv.gateway.openapi import describe
 from codedinv.gateway.traffic import Traffic
 from codedinv.oip import rest
@@ -138,11 +138,10 @@ class _Api:
             headers = scope["headers_of"]
             hosted = record.model = self._model(scope)
             body = await read_body(headers, receive, self._limits.max_body_bytes)
-            length = headers.get(_HEADER_LENGTH)
-            request = rest.decode_request(
-                body,
-                rest.parse_header_length(None if length is None else length.decode("latin-1")),
-            )
+            stated = headers.get(_HEADER_LENGTH)
+            length = rest.parse_header_length(None if stated is None else stated.decode("latin-1"))
+            check_json_size(hosted, len(body) if length is None else length, self._limits)
+            request = rest.decode_request(body, length)
             answer = await _unless_gone(infer(hosted, request, self._limits), receive)
             encoded, header_length = rest.encode_response(answer, request)
             encoded, encoding = compressed(encoded, headers.get(b"accept-encoding", b""))

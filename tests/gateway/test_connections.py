@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 
+import httpx
 import psutil
 import pytest
 
@@ -85,3 +86,10 @@ def test_a_head_without_end_is_refused_before_it_takes_memory(
             connection.sendall(64 * more)
     assert process.memory_info().rss - before < 2**24
     assert get(gateway, "/v2/health/ready").status_code == 200
+
+
+def test_json_longer_than_any_request_is_refused_before_it_is_parsed(hasty: Gateway) -> None:
+    body = b"[" * 8 * 2**20  # max_batch is 256: 256 * 784 * 32 bytes and some are taken
+    answer = httpx.post(f"{hasty.url}/v2/models/{BUNDLE}/infer", content=body, timeout=30)
+    assert answer.status_code == 413
+    assert "bytes of JSON" in answer.json()["error"]
