@@ -31,6 +31,7 @@ Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/", "/v2/health/live", "/v2/health/ready"})
 _HEADER_LENGTH = rest.HEADER_LENGTH.lower().encode()
+_MOST_OBJECT_BYTES = 64 * 2**10  # of a request that has no tensors
 _VARY = (b"vary", b"accept-encoding")
 
 
@@ -215,7 +216,8 @@ class _Api:
 
     async def _object(self, scope: Scope, receive: Receive) -> dict[str, Any]:
         """The JSON object in the body; an empty body is an empty one."""
-        body = await read_body(scope["headers_of"], receive, self._limits.max_body_bytes)
+        most = min(_MOST_OBJECT_BYTES, self._limits.max_body_bytes)
+        body = await read_body(scope["headers_of"], receive, most)
         return rest.parse_object(body) if body.strip() else {}
 
     # ---- for people and their monitors

@@ -24,7 +24,7 @@ from codedinv.gateway.descriptions import (
 from codedinv.gateway.errors import NotFound, RequestError, Unavailable, message_of, status_of
 from codedinv.gateway.health import Health
 from codedinv.gateway.hosted import HostedModels
-from codedinv.gateway.inference import Limits, infer
+from codedinv.gateway.inference import Limits, check_message_size, infer
 from codedinv.gateway.traffic import Traffic
 from codedinv.oip import grpc_codec
 from codedinv.oip.messages import SERVICE, handlers, message, parse_request, pool
@@ -115,6 +115,7 @@ class Rpc:
                     self._token.check(_bytes(metadata.get("authorization", "")))
                     if self._in_progress > self._max_requests:
                         raise Unavailable(f"{self._max_requests} requests are in progress")
+                check_message_size(self._models, name, len(wire), self._limits)
                 request = parse_request(name, wire)
                 answer = await call(request, context)
             except Exception as raised:

@@ -19,6 +19,7 @@ Parameter = bool | int | float | str
 Parameters = Mapping[str, Parameter]
 
 MAX_DIMENSIONS = 32
+MAX_TENSORS = 1024  # that a message names
 _MOST_ELEMENTS = 2**48  # of a shape, not counting dimensions of 0: numpy refuses larger ones
 
 _KINDS = {"b": "b", "i": "iu", "u": "iu"}  # what numpy may make of a list, by the datatype's kind
@@ -124,6 +125,16 @@ def check_shape(name: str, shape: Any) -> tuple[int, ...]:
             f"got {shortened(shape)}"
         )
     return tuple(shape)
+
+
+def check_count(what: str, count: int) -> None:
+    """How many tensors a message names, before they are looked at one by one.
+
+    Raises:
+        ProtocolError: too many.
+    """
+    if count > MAX_TENSORS:
+        raise ProtocolError(f"{what}: expected at most {MAX_TENSORS}, got {count}")
 
 
 def class_count_of(output: str, parameters: Parameters) -> int:

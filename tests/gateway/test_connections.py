@@ -5,10 +5,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 
+import grpc
 import httpx
 import psutil
 import pytest
 
+from codedinv.oip.messages import SERVICE, message
 from tests.gateway.conftest import BUNDLE
 from tests.gateway.servers import Gateway, get, running_gateway, wait_until
 
@@ -93,3 +95,26 @@ def test_json_longer_than_any_request_is_refused_before_it_is_parsed(hasty: Gate
     answer = httpx.post(f"{hasty.url}/v2/models/{BUNDLE}/infer", content=body, timeout=30)
     assert answer.status_code == 413
     assert "bytes of JSON" in answer.json()["error"]
+
+
+def test_messages_longer_than_any_request_are_refused_before_they_are_parsed(
+    hasty: Gateway,
+) -> None:
+    process = psutil.Process(hasty.process.pid)
+    before = process.memory_info().rss
+    many = message("ModelInferRequest")(model_name=BUNDLE, outputs=[{}] * 2**20)
+    with grpc.insecure_channel(hasty.ready["grpc"]) as channel:
+        for method, wire in [
+            ("ModelInfer", many.SerializeToString()),
+            ("ModelReady", bytes(2**20)),
+        ]:
+            with pytest.raises(grpc.RpcError) as refused:
+                channel.unary_unary(f"/{SERVICE}/{method}")(wire, timeout=30)
+            assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "message: expected at most" in refused.value.details()
+    assert process.memory_info().rss - before < 2**25
+
+
+def test_what_a_repository_is_told_is_short(hasty: Gateway) -> None:
+    answer = httpx.post(f"{hasty.url}/v2/repository/index", content=b" " * 2**17, timeout=30)
+    assert answer.status_code == 413

@@ -300,3 +300,13 @@ def test_strings_in_place_of_numbers_cost_no_more_memory_than_they_are():
     finally:
         tracemalloc.stop()
     assert peak < 2**24
+
+
+def test_a_message_does_not_name_thousands_of_tensors():
+    outputs = [{"name": str(i)} for i in range(2000)]
+    encoded = message("ModelInferRequest")(outputs=outputs, inputs=[{"name": "x"}])
+    with pytest.raises(ProtocolError, match="outputs: expected at most 1024, got 2000"):
+        grpc_codec.decode_request(encoded)
+    body = json.dumps({"inputs": [FP32 | {"data": [1, 2]}], "outputs": outputs}).encode()
+    with pytest.raises(ProtocolError, match="outputs: expected at most 1024, got 2000"):
+        rest.decode_request(body, None)
