@@ -76,10 +76,17 @@ class GrpcConnection:
         call.cancel()
 
     def watch(self, lost: Callable[[str], None]) -> None:
+        def connect(state: grpc.ChannelConnectivity) -> None:
+            pass  # to subscribe this is how a channel is told to connect
+
         def changed(state: grpc.ChannelConnectivity) -> None:
-            # Not IDLE: a server may close a connection that it finds unused, and take a new one.
             if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
                 lost("the connection is lost")
+            elif state is grpc.ChannelConnectivity.IDLE:
+                # The server took its leave: it has ended, or found the connection unused and will
+                # take a new one, as is now found out.
+                self._channel.unsubscribe(connect)
+                self._channel.subscribe(connect, try_to_connect=True)
 
         self._channel.subscribe(changed, try_to_connect=True)
 
