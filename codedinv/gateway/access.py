@@ -21,6 +21,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _log = logging.getLogger("codedinv.gateway.access")
 _ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}\Z")
+_MOST_PATH = 200  # characters, in the log
 _JSON = (b"content-type", b"application/json")
 
 
@@ -161,7 +162,7 @@ def _log_request(
         "request_id": request_id.decode(),
         "protocol": "http",
         "method": scope["method"],
-        "path": scope["path"],
+        "path": scope["path"][:_MOST_PATH],
         "status": status,
         "seconds": round(seconds, 6),
     }

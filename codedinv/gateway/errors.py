@@ -63,6 +63,9 @@ _OF_THE_SERVER: tuple[tuple[type[Exception], int, str], ...] = (
 )
 
 
+_MOST_WORDS = 1000  # characters: a client's own words may be in them, megabytes long
+
+
 def status_of(error: Exception) -> tuple[int, str]:
     """The HTTP status and the name of the gRPC code for an error; a bug's are 500 and INTERNAL."""
     if isinstance(error, RequestError):
@@ -76,5 +79,6 @@ def status_of(error: Exception) -> tuple[int, str]:
 def message_of(error: Exception) -> str:
     """What the caller is told. Of a bug only its type: its text may hold what is not theirs."""
     if isinstance(error, RequestError | CodedInvError | ValueError):
-        return str(error) or type(error).__name__
+        text = str(error) or type(error).__name__
+        return text if len(text) <= _MOST_WORDS else f"{text[: _MOST_WORDS - 3]}..."
     return f"internal error: {type(error).__name__}"

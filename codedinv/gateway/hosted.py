@@ -45,6 +45,8 @@ class HostedModel:
         self.statistics = Statistics()
         self._settings = settings  # None: somebody else owns the server
         self._changing = asyncio.Lock()
+        self._next_load: asyncio.Task[None] | None = None  # it waits for its turn
+        self._is_over = False
 
     @property
     def version(self) -> str:
@@ -78,12 +80,43 @@ class HostedModel:
 
     async def load(self) -> None:
         """Loads the model, or, if it is loaded, replaces it by its bundle as it is now, while
-        queries go on.
+        queries go on. All who ask before it begins get the same one.
 
         Raises:
             CodedInvError, ValueError: it cannot be; a model that was loaded goes on.
+            Unavailable: the gateway ends.
         """
+        if self._next_load is None:
+            self._next_load = asyncio.ensure_future(self._load_in_turn())
+        await asyncio.shield(self._next_load)
+
+    async def unload(self) -> None:
+        """Takes no more queries, answers those there, ends the workers."""
+        self._own()
+        self._next_load = None  # who asks from now on wants it loaded after this
         async with self._changing:
+            server = self.server
+            if server is None:
+                return
+            self.state, self.reason = "UNLOADING", "unloading"
+            try:
+                await server.__aexit__(None, None, None)
+            finally:
+                self.server, self.state, self.reason = None, "UNAVAILABLE", "unloaded"
+            _log.info("unloaded", extra={"model": self.name})
+
+    async def end(self) -> None:
+        """Unloads it for good: loads that wait for their turn are refused."""
+        self._is_over = True
+        await self.unload()
+
+    async def _load_in_turn(self) -> None:
+        this = asyncio.current_task()
+        async with self._changing:
+            if self._next_load is this:
+                self._next_load = None
+            if self._is_over:
+                raise Unavailable(f"model {self.name!r}: the gateway ends")
             if self.server is not None:
                 await self.server.reload_async(self._folder())
                 _log.info("reloaded", extra={"model": self.name, "version": self.version})
@@ -97,20 +130,6 @@ class HostedModel:
                 raise
             self.server, self.state, self.reason = server, "READY", ""
             _log.info("loaded", extra={"model": self.name, "version": self.version})
-
-    async def unload(self) -> None:
-        """Takes no more queries, answers those there, ends the workers."""
-        self._own()
-        async with self._changing:
-            server = self.server
-            if server is None:
-                return
-            self.state, self.reason = "UNLOADING", "unloading"
-            try:
-                await server.__aexit__(None, None, None)
-            finally:
-                self.server, self.state, self.reason = None, "UNAVAILABLE", "unloaded"
-            _log.info("unloaded", extra={"model": self.name})
 
     def _own(self) -> ModelSettings:
         if self._settings is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import numpy as np
 
 from codedinv.gateway.errors import RequestError, TooLarge
-from codedinv.gateway.hosted import INPUT, HostedModel, version_of
+from codedinv.gateway.hosted import INPUT, HostedModel, HostedModels, version_of
 from codedinv.oip import InferRequest, InferResponse, Parameter, Parameters, Tensor
 from codedinv.serving import CodedServer, Prediction
 
 _FLOATS = ("FP32", "FP16")
 _LEAST_S = 1e-6
+_NUMBER_BYTES = 32  # of JSON: a float64 has at most 24 characters, and a comma and a space
+_CONTENT_BYTES = 8  # of a message: a float64, or a float32 that is not packed
+_HEADER_BYTES = 64 * 2**10  # beside the numbers
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,43 @@ class Limits:
 
     max_body_bytes: int = 64 * 2**20
     max_batch: int = 256
+
+
+def check_json_size(hosted: HostedModel, size: int, limits: Limits) -> None:
+    """Refuses JSON that is longer than any request to this model, before it is parsed: that takes
+    the event loop a second for each 10 MiB of brackets.
+
+    Raises:
+        TooLarge: it is.
+    """
+    if hosted.server is None:
+        return  # which the caller is told soon
+    numbers = limits.max_batch * math.prod(hosted.server.model.input_shape)
+    most = numbers * _NUMBER_BYTES + _HEADER_BYTES
+    if size > most:
+        raise TooLarge(
+            f"body: expected at most {most} bytes of JSON for {limits.max_batch} queries of this "
+            f"model, got {size}"
+        )
+
+
+def check_message_size(models: HostedModels, method: str, size: int, limits: Limits) -> None:
+    """The same for a message of gRPC, which must be parsed to say whom it asks: it is not longer
+    than any request to any model. Parsed, a message may take fifty times its size.
+
+    Raises:
+        TooLarge: it is.
+    """
+    numbers = 0
+    if method == "ModelInfer":
+        servers = [hosted.server for hosted in models]
+        if None in servers:
+            return  # whose requests may be of any size
+        shapes = [server.model.input_shape for server in servers if server is not None]
+        numbers = limits.max_batch * max(map(math.prod, shapes))
+    most = numbers * _CONTENT_BYTES + _HEADER_BYTES
+    if size > most:
+        raise TooLarge(f"message: expected at most {most} bytes for {method}, got {size}")
 
 
 async def infer(

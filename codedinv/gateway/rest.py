@@ -21,7 +21,7 @@ from codedinv.gateway.descriptions import (
 from codedinv.gateway.errors import MethodNotAllowed, NotFound, RequestError, Unavailable
 from codedinv.gateway.exposition import exposition
 from codedinv.gateway.hosted import HostedModel, HostedModels
-from codedinv.gateway.inference import Limits, infer
+from codedinv.gateway.inference import Limits, check_json_size, infer
 from codedinv.gateway.openapi import describe
 from codedinv.gateway.traffic import Traffic
 from codedinv.oip import rest
@@ -31,6 +31,7 @@ Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/", "/v2/health/live", "/v2/health/ready"})
 _HEADER_LENGTH = rest.HEADER_LENGTH.lower().encode()
+_MOST_OBJECT_BYTES = 64 * 2**10  # of a request that has no tensors
 _VARY = (b"vary", b"accept-encoding")
 
 
@@ -138,11 +139,10 @@ class _Api:
             headers = scope["headers_of"]
             hosted = record.model = self._model(scope)
             body = await read_body(headers, receive, self._limits.max_body_bytes)
-            length = headers.get(_HEADER_LENGTH)
-            request = rest.decode_request(
-                body,
-                rest.parse_header_length(None if length is None else length.decode("latin-1")),
-            )
+            stated = headers.get(_HEADER_LENGTH)
+            length = rest.parse_header_length(None if stated is None else stated.decode("latin-1"))
+            check_json_size(hosted, len(body) if length is None else length, self._limits)
+            request = rest.decode_request(body, length)
             answer = await _unless_gone(infer(hosted, request, self._limits), receive)
             encoded, header_length = rest.encode_response(answer, request)
             encoded, encoding = compressed(encoded, headers.get(b"accept-encoding", b""))
@@ -205,7 +205,7 @@ class _Api:
         parameters = (await self._object(scope, receive)).get("parameters") or {}
         if parameters:
             raise RequestError("parameters: expected none: a model is loaded as it is configured")
-        await asyncio.shield(asyncio.ensure_future(hosted.load()))
+        await hosted.load()
         await send_json(send, {"name": hosted.name, "version": hosted.version})
 
     async def unload(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -216,7 +216,8 @@ class _Api:
 
     async def _object(self, scope: Scope, receive: Receive) -> dict[str, Any]:
         """The JSON object in the body; an empty body is an empty one."""
-        body = await read_body(scope["headers_of"], receive, self._limits.max_body_bytes)
+        most = min(_MOST_OBJECT_BYTES, self._limits.max_body_bytes)
+        body = await read_body(scope["headers_of"], receive, most)
         return rest.parse_object(body) if body.strip() else {}
 
     # ---- for people and their monitors

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pool, json_format
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from codedinv.gateway.access import Token
@@ -21,15 +21,18 @@ from codedinv.gateway.descriptions import (
     model_statistics,
     server_metadata,
 )
-from codedinv.gateway.errors import NotFound, RequestError, message_of, status_of
+from codedinv.gateway.errors import NotFound, RequestError, Unavailable, message_of, status_of
+from codedinv.gateway.health import Health
 from codedinv.gateway.hosted import HostedModels
-from codedinv.gateway.inference import Limits, infer
+from codedinv.gateway.inference import Limits, check_message_size, infer
 from codedinv.gateway.traffic import Traffic
 from codedinv.oip import grpc_codec
 from codedinv.oip.messages import SERVICE, handlers, message, parse_request, pool
 
 _log = logging.getLogger("codedinv.gateway.access")
 _OPEN = frozenset({"ServerLive", "ServerReady"})
+_LAST_S = 1.0  # for calls that were taken just before the end
+_MOST_DETAILS = 500  # characters, each up to 12 bytes of a header that holds 8 KiB
 _FOREVER_S = 365 * 24 * 3600.0  # a client without a deadline has a very late one
 
 Call = Callable[[Any, Any], Awaitable[Any]]
@@ -44,6 +47,7 @@ class Rpc:
         traffic: counts them.
         token: of all calls but those that ask for the gateway's health.
         log_all: a line for each request; else only for those with an error.
+        max_requests: at a time, but for those that ask for the gateway's health.
     """
 
     def __init__(
@@ -53,13 +57,18 @@ class Rpc:
         traffic: Traffic,
         token: Token,
         log_all: bool = False,
+        max_requests: int = 1024,
     ) -> None:
         self._models = models
         self._limits = limits
         self._traffic = traffic
         self._token = token
         self._log_all = log_all
-        self.health = health.aio.HealthServicer()
+        self._max_requests = max_requests
+        self._in_progress = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._health = Health(lambda: models.ready)
 
     def add_to(self, server: Any) -> None:
         """Makes a `grpc.aio.server` answer them."""
@@ -78,16 +87,18 @@ class Rpc:
         }
         guarded = {name: self._guarded(name, call) for name, call in calls.items()}
         server.add_generic_rpc_handlers((handlers(guarded, parsed=False),))
-        health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server, pool=_described())
 
-    async def say_health(self, serving: bool) -> None:
-        """What grpc.health.v1 answers from now on."""
-        states = health_pb2.HealthCheckResponse.ServingStatus
-        state = states.SERVING if serving else states.NOT_SERVING
-        for name in ("", SERVICE):
-            await self.health.set(name, state)
+    async def drain(self, server: Any, timeout_s: float) -> None:
+        """Stops a server when the calls in progress have ended, or after `timeout_s`."""
+        self._health.end()
+        stopping = asyncio.ensure_future(server.stop(timeout_s))  # takes no calls from now on
+        # Who watches the health, or holds the reflection's stream open, is not waited for.
+        await asyncio.wait([stopping, asyncio.ensure_future(self._idle.wait())], timeout=timeout_s)
+        await server.stop(_LAST_S)
+        await stopping
 
     def _guarded(self, name: str, call: Call) -> Call:
         """The call with token, error codes, and a line in the log."""
@@ -97,9 +108,14 @@ class Rpc:
             began = time.perf_counter()
             metadata = dict(context.invocation_metadata() or ())
             error: Exception
+            self._in_progress += 1
+            self._idle.clear()
             try:
                 if name not in _OPEN:
                     self._token.check(_bytes(metadata.get("authorization", "")))
+                    if self._in_progress > self._max_requests:
+                        raise Unavailable(f"{self._max_requests} requests are in progress")
+                check_message_size(self._models, name, len(wire), self._limits)
                 request = parse_request(name, wire)
                 answer = await call(request, context)
             except Exception as raised:
@@ -108,9 +124,13 @@ class Rpc:
                 if self._log_all:
                     _log_call(name, request, metadata, began, None)
                 return answer
+            finally:
+                self._in_progress -= 1
+                if not self._in_progress:
+                    self._idle.set()
             _log_call(name, request, metadata, began, error)
             _, code = status_of(error)
-            return await context.abort(grpc.StatusCode[code], message_of(error)[:1000])
+            return await context.abort(grpc.StatusCode[code], message_of(error)[:_MOST_DETAILS])
 
         return guarded
 
@@ -167,7 +187,7 @@ class Rpc:
         hosted = self._models.get(request.model_name)
         if request.parameters:
             raise RequestError("parameters: expected none: a model is loaded as it is configured")
-        await asyncio.shield(asyncio.ensure_future(hosted.load()))
+        await hosted.load()
         return message("RepositoryModelLoadResponse")()
 
     async def _unload(self, request: Any, context: Any) -> Any:

@@ -18,6 +18,7 @@ import uvicorn
 from codedinv.bundle import CodedModel
 from codedinv.errors import CodedInvError
 from codedinv.gateway.access import Token
+from codedinv.gateway.connection import connection_class
 from codedinv.gateway.hosted import HostedModel, HostedModels
 from codedinv.gateway.inference import Limits
 from codedinv.gateway.logs import log_to_stderr
@@ -62,7 +63,7 @@ class _Gateway:
         traffic = Traffic()
         log_all = settings.access_log
         self._app = build_app(self._models, limits, traffic, token, log_all, settings.max_requests)
-        self._rpc = Rpc(self._models, limits, traffic, token, log_all)
+        self._rpc = Rpc(self._models, limits, traffic, token, log_all, settings.max_requests)
         self._stop = asyncio.Event()
         self._reloads: set[asyncio.Task[None]] = set()
 
@@ -79,10 +80,8 @@ class _Gateway:
         try:
             if rpc is not None:
                 await rpc.start()
-                await self._rpc.say_health(False)
             await self._load()
             if not self._stop.is_set():
-                await self._rpc.say_health(True)
                 self._announce(listener, grpc_port)
                 await asyncio.wait(
                     [serving, asyncio.ensure_future(self._stop.wait())],
@@ -133,7 +132,6 @@ class _Gateway:
         """Unready, then no new requests, then those there are answered, then workers end."""
         settings = self._settings
         self._models.closing = True
-        await self._rpc.say_health(False)
         _log.info("draining")
         if serving.done():
             serving.result()  # it has failed
@@ -141,9 +139,9 @@ class _Gateway:
         http.should_exit = True
         stopping = [asyncio.ensure_future(_wait(serving))]
         if rpc is not None:
-            stopping.append(asyncio.ensure_future(rpc.stop(settings.drain_timeout_s)))
-        await asyncio.wait(stopping, timeout=settings.drain_timeout_s + _LAST_S)
-        await asyncio.gather(*(hosted.unload() for hosted in self._models), return_exceptions=True)
+            stopping.append(asyncio.ensure_future(self._rpc.drain(rpc, settings.drain_timeout_s)))
+        await asyncio.wait(stopping, timeout=settings.drain_timeout_s + 2 * _LAST_S)
+        await asyncio.gather(*(hosted.end() for hosted in self._models), return_exceptions=True)
         _log.info("ended")
 
     def _grpc_server(self) -> tuple[Any, int | None]:
@@ -151,7 +149,6 @@ class _Gateway:
         if settings.grpc_port is None:
             return None, None
         server = grpc.aio.server(
-            maximum_concurrent_rpcs=settings.max_requests,
             options=[
                 ("grpc.max_receive_message_length", settings.max_body_bytes),
                 ("grpc.max_send_message_length", -1),
@@ -189,7 +186,7 @@ class _Uvicorn(uvicorn.Server):
             uvicorn.Config(
                 app,
                 lifespan="off",
-                http="httptools",
+                http=connection_class(settings.receive_timeout_s),
                 ws="none",
                 log_config=None,
                 access_log=False,

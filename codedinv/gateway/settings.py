@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -81,6 +82,8 @@ class GatewaySettings(BaseSettings):
         max_body_bytes: of one request, over HTTP also after decompression.
         max_batch: queries in one request.
         max_requests: at a time, over HTTP and over gRPC each.
+        receive_timeout_s: from a request's first byte to its last over HTTP; the connection of one
+            that takes longer is closed.
         drain_delay_s: how long it still takes requests after SIGTERM, when it says already that it
             is not ready: the time that load balancers need to notice.
         drain_timeout_s: for requests in progress after that.
@@ -101,6 +104,7 @@ class GatewaySettings(BaseSettings):
     max_body_bytes: int = Field(default=64 * 2**20, ge=1024, lt=2**31)
     max_batch: int = Field(default=256, ge=1)
     max_requests: int = Field(default=1024, ge=1)
+    receive_timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     drain_delay_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     drain_timeout_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     access_log: bool = False
@@ -116,6 +120,8 @@ class GatewaySettings(BaseSettings):
             path = getattr(self, name)
             if path is not None and not path.is_file():
                 raise ValueError(f"{name}: no such file: {path}")
+        if self.tls_certificate is not None:
+            _check_tls(self.tls_certificate, self.tls_key, self.tls_client_ca)
         return self
 
     @classmethod
@@ -129,6 +135,24 @@ class GatewaySettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The file is merged by `load_settings`, below the environment."""
         return (init_settings, env_settings)
+
+
+def _check_tls(certificate: Path, key: Path | None, client_ca: Path | None) -> None:
+    """Loads the files as the listeners will, which would say less of what is wrong with them."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key, password=_no_password)
+    except OSError as error:
+        raise ValueError(f"tls_certificate and tls_key: expected a PEM pair: {error}") from None
+    try:
+        if client_ca is not None:
+            context.load_verify_locations(client_ca)
+    except OSError as error:
+        raise ValueError(f"tls_client_ca: expected PEM certificates: {error}") from None
+
+
+def _no_password() -> str:
+    raise ValueError("tls_key: expected a key without a password")
 
 
 def load_settings(
@@ -165,8 +189,13 @@ def load_settings(
 def _read(file: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except OSError as error:
         raise ValueError(f"{file}: {error}") from None
+    except yaml.MarkedYAMLError as error:  # its own text quotes the line, where the token may be
+        line = error.problem_mark.line + 1 if error.problem_mark is not None else "?"
+        raise ValueError(f"{file}: line {line}: {error.problem}") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise ValueError(f"{file}: expected YAML in UTF-8") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ValueError(f"{file}: expected a mapping of settings")
     return values

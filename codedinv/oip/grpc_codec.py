@@ -16,6 +16,7 @@ from codedinv.oip.tensors import (
     Parameters,
     RequestedOutput,
     Tensor,
+    check_count,
     check_shape,
     class_count_of,
     from_numbers,
@@ -64,6 +65,7 @@ def decode_request(encoded: Any) -> InferRequest:
     Raises:
         ProtocolError: its tensors are not as it says.
     """
+    check_count("outputs", len(encoded.outputs))
     return InferRequest(
         inputs=_decode_tensors("inputs", encoded.inputs, encoded.raw_input_contents),
         outputs=[
@@ -110,6 +112,7 @@ def _encode_tensors(tensors: Any, entries: Any, raws: Any) -> None:
 
 
 def _decode_tensors(what: str, entries: Any, raws: Any) -> list[Tensor]:
+    check_count(what, len(entries))
     if raws and len(raws) != len(entries):
         raise ProtocolError(
             f"raw contents: expected one of each of {len(entries)}, got {len(raws)}"

@@ -21,6 +21,7 @@ from codedinv.oip.tensors import (
     Parameter,
     RequestedOutput,
     Tensor,
+    check_count,
     check_shape,
     class_count_of,
     from_numbers,
@@ -268,6 +269,7 @@ def _list(entry: dict[str, Any], key: str, optional: bool = False) -> list[Any]:
     value = entry.get(key, [] if optional else None)
     if not isinstance(value, list) or not (value or optional):
         raise ProtocolError(f"{key}: expected a list, got {shortened(value)}")
+    check_count(key, len(value))
     return value
 
 

@@ -7,6 +7,7 @@ import reprlib
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ Parameter = bool | int | float | str
 Parameters = Mapping[str, Parameter]
 
 MAX_DIMENSIONS = 32
+MAX_TENSORS = 1024  # that a message names
 _MOST_ELEMENTS = 2**48  # of a shape, not counting dimensions of 0: numpy refuses larger ones
 
 _KINDS = {"b": "b", "i": "iu", "u": "iu"}  # what numpy may make of a list, by the datatype's kind
@@ -125,6 +127,16 @@ def check_shape(name: str, shape: Any) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def check_count(what: str, count: int) -> None:
+    """How many tensors a message names, before they are looked at one by one.
+
+    Raises:
+        ProtocolError: too many.
+    """
+    if count > MAX_TENSORS:
+        raise ProtocolError(f"{what}: expected at most {MAX_TENSORS}, got {count}")
+
+
 def class_count_of(output: str, parameters: Parameters) -> int:
     """An output's parameter `classification`.
 
@@ -167,7 +179,8 @@ def to_raw(array: np.ndarray[Any, Any]) -> bytes:
 
 
 def from_numbers(name: str, datatype: Any, shape: tuple[int, ...], values: Any) -> Tensor:
-    """A tensor from a flat or nested list of Python's numbers; for BYTES of strings or bytes.
+    """A tensor from an array, or a flat or nested list of Python's numbers; for BYTES from a list
+    of strings or bytes.
 
     Raises:
         ProtocolError: other things than numbers of this datatype, or another count of them.
@@ -176,10 +189,7 @@ def from_numbers(name: str, datatype: Any, shape: tuple[int, ...], values: Any) 
     count = math.prod(shape)
     if datatype == BYTES:
         return Tensor(name, _objects(_strings(name, values), shape))
-    try:
-        found = np.asarray(values)
-    except (ValueError, OverflowError) as error:
-        raise ProtocolError(f"tensor {name!r}: data: expected a list of numbers: {error}") from None
+    found = values if isinstance(values, np.ndarray) else _array(name, datatype, values, shape)
     if found.size != count:
         raise ProtocolError(
             f"tensor {name!r}: expected {count} numbers for shape {list(shape)}, got {found.size}"
@@ -196,6 +206,33 @@ def from_numbers(name: str, datatype: Any, shape: tuple[int, ...], values: Any) 
             raise ProtocolError(f"tensor {name!r}: expected {datatype}, from {least} to {most}")
     with np.errstate(over="ignore"):  # infinity; who cannot use it says so
         return Tensor(name, found.astype(dtype).reshape(shape))
+
+
+def _array(name: str, datatype: str, values: Any, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """The numbers of a flat or nested list, in one dimension.
+
+    numpy is given nothing but numbers, and no more than it should be: of a million strings it makes
+    a million of the longest one's size, and over millions of empty lists it thinks for half a
+    minute.
+    """
+    most = math.prod(size for size in shape if size)
+    level = values if isinstance(values, list) else [values]
+    while level and len(level) <= most and isinstance(level[0], list):
+        if set(map(type, level)) != {list} or len(set(map(len, level))) != 1:
+            raise ProtocolError(
+                f"tensor {name!r}: data: expected a list of numbers, got a ragged one"
+            )
+        level = list(chain.from_iterable(level))
+    if len(level) > most:
+        raise ProtocolError(
+            f"tensor {name!r}: expected {math.prod(shape)} numbers for shape {list(shape)}, "
+            f"got {len(level)} or more"
+        )
+    kinds = set(map(type, level))
+    if not kinds <= {bool, int, float}:
+        got = sorted(kind.__name__ for kind in kinds)
+        raise ProtocolError(f"tensor {name!r}: data: expected numbers of {datatype}, got {got}")
+    return np.asarray(level)
 
 
 def _split(name: str, raw: Any, count: int) -> list[bytes]:

@@ -20,6 +20,7 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from codedinv.oip import InferRequest, Tensor, grpc_codec
 from codedinv.oip.messages import Stub, message
@@ -154,6 +155,47 @@ def test_calls_in_progress_over_grpc_are_answered_too(tmp_path: Path) -> None:
         assert running.process.wait(60) == 0
 
 
+def test_who_watches_the_health_over_grpc_hears_the_truth_and_delays_no_end(tmp_path: Path) -> None:
+    states = health_pb2.HealthCheckResponse.ServingStatus
+    settings = ONE_WORKER | {"max_requests": 2, "drain_timeout_s": 600.0}
+    with (
+        running_gateway(tmp_path, settings) as running,
+        grpc.insecure_channel(running.ready["grpc"]) as channel,
+    ):
+        health, stub = health_pb2_grpc.HealthStub(channel), Stub(channel)
+        request = health_pb2.HealthCheckRequest()
+        watches = [health.Watch(request) for _ in range(4)]
+        assert {next(watch).status for watch in watches} == {states.SERVING}
+        watches.pop().cancel()  # one that goes takes nobody else's news with it
+        call = grpc_codec.encode_request(BUNDLE, InferRequest([Tensor("query", X)]))
+        assert stub.ModelInfer(call, timeout=60).outputs  # watches are no requests in progress
+        stub.RepositoryModelUnload(message("RepositoryModelUnloadRequest")(model_name=BUNDLE))
+        assert {next(watch).status for watch in watches} == {states.NOT_SERVING}
+        assert health.Check(request).status == states.NOT_SERVING
+        assert running.stop() == 0  # and not after the 600 s
+        assert [list(watch) for watch in watches] == [[]] * 3
+
+
+def test_more_calls_than_it_takes_are_told_so_and_health_is_answered_still(tmp_path: Path) -> None:
+    models = [{"model": BUNDLE, "workers": 1, "policy": {"release": "deadline"}}]
+    with (
+        running_gateway(tmp_path, {"models": models, "max_requests": 2}) as running,
+        grpc.insecure_channel(running.ready["grpc"]) as channel,
+    ):
+        os.kill(worker_pids(running)[0], signal.SIGSTOP)
+        stub = Stub(channel)
+        request = InferRequest([Tensor("query", X)], parameters={"timeout": 5_000_000})
+        call = grpc_codec.encode_request(BUNDLE, request)
+        calls = [stub.ModelInfer.future(call, timeout=60) for _ in range(2)]
+        wait_until(lambda: in_progress(running) == 2)
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.ModelInfer(call, timeout=60)
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert stub.ServerReady(message("ServerReadyRequest")(), timeout=60).ready
+        for answer in calls:
+            assert answer.result().outputs
+
+
 @pytest.mark.slow
 def test_traffic_that_meets_the_end_is_answered_or_not_taken(tmp_path: Path) -> None:
     settings = ONE_WORKER | {"drain_delay_s": 0.5, "access_log": True}
@@ -192,6 +234,17 @@ def test_a_reload_loses_no_query(tmp_path: Path, how: str) -> None:
             wait_until(lambda: len(traffic.statuses) > so_far + 5)
         assert set(traffic.statuses) == {200}
         assert traffic.errors == []
+
+
+def test_many_reloads_asked_for_at_once_are_few_and_hold_up_no_end(tmp_path: Path) -> None:
+    with running_gateway(tmp_path, ONE_WORKER) as running:
+        for _ in range(20):
+            running.process.send_signal(signal.SIGHUP)
+            time.sleep(0.02)  # else the kernel makes one signal of two
+        assert running.stop() == 0
+        said = [line["message"] for line in running.lines()]
+        assert said[-2:] == ["unloaded", "ended"]
+        assert said.count("reloaded") <= 3
 
 
 def test_a_damaged_bundle_is_not_taken_and_the_model_goes_on(tmp_path: Path) -> None:

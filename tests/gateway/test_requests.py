@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 
 from codedinv.oip import InferRequest, RequestedOutput, Tensor, grpc_codec, rest
 from codedinv.oip.messages import SERVICE, Stub, message
-from tests.gateway.servers import Gateway, get, infer_body
+from tests.gateway.servers import Gateway, get, infer_body, wait_until
 
 X = np.random.default_rng(0).random((2, 1, 28, 28), np.float32)
 INFER = "/v2/models/fashion-mnist/infer"
@@ -200,7 +200,6 @@ def test_bytes_that_are_no_message_over_grpc(channel: grpc.Channel) -> None:
 
 def test_unknown_models_over_grpc(stub: Stub) -> None:
     for call, request in [
-        (stub.ModelReady, message("ModelReadyRequest")(name="nobody")),
         (stub.ModelMetadata, message("ModelMetadataRequest")(name="nobody")),
         (stub.ModelConfig, message("ModelConfigRequest")(name="nobody")),
         (stub.ModelStatistics, message("ModelStatisticsRequest")(name="nobody")),
@@ -211,6 +210,7 @@ def test_unknown_models_over_grpc(stub: Stub) -> None:
         with pytest.raises(grpc.RpcError) as raised:
             call(request, timeout=30)
         assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+    assert not stub.ModelReady(message("ModelReadyRequest")(name="nobody"), timeout=30).ready
 
 
 def test_calls_that_it_does_not_have_are_unimplemented(stub: Stub) -> None:
@@ -241,3 +241,23 @@ def test_openapi_names_every_path(gateway: Gateway) -> None:
             if not url.endswith("load"):
                 answer: Any = httpx.request(method, gateway.url + url, timeout=30)
                 assert str(answer.status_code) in operations[method]["responses"]
+
+
+@pytest.mark.parametrize("key", ["name", "datatype"])
+def test_a_clients_own_words_are_cut_short_in_what_it_is_told_and_in_the_log(
+    gateway: Gateway, stub: Stub, key: str
+) -> None:
+    before = gateway.log.stat().st_size
+    body = {"inputs": [TENSOR | {key: 100_000 * "\U0001f600", "data": [1.0]}]}
+    answer = httpx.post(gateway.url + INFER, json=body)
+    assert answer.status_code == 400
+    assert len(answer.json()["error"]) <= 1000
+    tensor = {"name": "query", "datatype": "FP32", "shape": X.shape} | {key: 100_000 * "\U0001f600"}
+    with pytest.raises(grpc.RpcError) as refused:
+        stub.ModelInfer(
+            message("ModelInferRequest")(model_name="fashion-mnist", inputs=[tensor]), timeout=60
+        )
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert get(gateway, f"/v2/{'x' * 50_000}").status_code == 404
+    wait_until(lambda: "xxxx" in gateway.log.read_text()[before:])
+    assert gateway.log.stat().st_size - before < 40_000

@@ -105,3 +105,22 @@ def test_a_file_that_is_no_mapping_is_named(tmp_path: Path, text: str) -> None:
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere\.yaml"):
         load_settings({"models": MODELS}, tmp_path / "nowhere.yaml")
+
+
+def test_a_mistake_in_the_file_is_told_without_the_line_itself(tmp_path: Path) -> None:
+    file = tmp_path / "server.yaml"
+    file.write_text('models: [{model: fashion-mnist}]\ntoken: "secret-secret\n')
+    with pytest.raises(ValueError, match=r"server\.yaml: line 3: .*end of stream") as told:
+        load_settings({}, file)
+    assert "secret-secret" not in str(told.value)
+
+
+def test_files_that_are_no_certificates_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.pem").write_text("hello")
+    values = {
+        "models": MODELS,
+        "tls_certificate": tmp_path / "a.pem",
+        "tls_key": tmp_path / "a.pem",
+    }
+    with pytest.raises(ValueError, match="tls_certificate and tls_key: expected a PEM pair"):
+        load_settings(values)

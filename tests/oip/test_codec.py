@@ -6,6 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import ml_dtypes
@@ -30,6 +31,7 @@ from codedinv.oip import (
     rest,
 )
 from codedinv.oip.messages import SERVICE, message, pool
+from codedinv.oip.tensors import from_numbers
 
 PROTO = Path(codedinv.oip.__file__).with_name("proto")
 NUMERIC = ["?", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"]
@@ -177,7 +179,9 @@ FP32 = {"name": "x", "datatype": "FP32", "shape": [2]}
         (FP32 | {"data": [None, 1]}, "expected numbers of FP32"),
         (FP32 | {"data": [1, 2, 3]}, "expected 2 numbers"),
         (FP32 | {"data": [[1], [2, 3]]}, "expected a list of numbers"),
-        (FP32 | {"data": {"a": 1}}, "expected 2 numbers"),
+        (FP32 | {"data": {"a": 1}}, "expected numbers of FP32"),
+        (FP32 | {"data": [[1], 2]}, "expected a list of numbers"),
+        (FP32 | {"data": [[[]]]}, "expected 2 numbers"),
         (FP32, "expected data, or binary_data_size"),
         (FP32 | {"datatype": "FP128", "data": [1, 2]}, "expected one of"),
         (FP32 | {"datatype": ["FP32"], "data": [1, 2]}, "expected one of"),
@@ -284,3 +288,25 @@ def test_an_answer_may_say_null_for_what_it_does_not_have():
     answer = rest.decode_response(json.dumps({**body, "outputs": [output]}).encode(), None)
     assert (answer.model_version, answer.id, answer.parameters) == ("", "", {})
     assert answer.outputs[0].array == [2.0]
+
+
+def test_strings_in_place_of_numbers_cost_no_more_memory_than_they_are():
+    data = ["x" * 500, *[""] * 199_999]  # numpy would make 200 000 strings of 500 characters
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProtocolError, match="expected numbers"):
+            from_numbers("x", "FP32", (200_000,), data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**24
+
+
+def test_a_message_does_not_name_thousands_of_tensors():
+    outputs = [{"name": str(i)} for i in range(2000)]
+    encoded = message("ModelInferRequest")(outputs=outputs, inputs=[{"name": "x"}])
+    with pytest.raises(ProtocolError, match="outputs: expected at most 1024, got 2000"):
+        grpc_codec.decode_request(encoded)
+    body = json.dumps({"inputs": [FP32 | {"data": [1, 2]}], "outputs": outputs}).encode()
+    with pytest.raises(ProtocolError, match="outputs: expected at most 1024, got 2000"):
+        rest.decode_request(body, None)

@@ -31,6 +31,9 @@ class OipServer:
         gate: requests wait while it is not set.
         error: inference fails, saying so; empty: it does not.
         falsify: changes what is answered.
+        identity: of the request that answers say they belong to; empty: they say nothing.
+        stated_bytes: that the bodies of HTTP answers to requests are said to have, after which the
+            connection is closed; None: what they have.
         arrived: requests; begun: those whose turn came; cancelled: those called off before.
     """
 
@@ -47,6 +50,8 @@ class OipServer:
         self.gate.set()
         self.error = ""
         self.falsify: Callable[[np.ndarray], np.ndarray] = lambda embeddings: embeddings
+        self.identity = ""
+        self.stated_bytes: int | None = None
         self.arrived = self.begun = self.cancelled = 0
         self._turn = threading.Lock()
 
@@ -67,7 +72,7 @@ class OipServer:
             embeddings = self.falsify(self.model.embed(batch))
             name = self.signature["outputs"][0]["name"]
             embedding = Tensor(name, embeddings if is_batch else embeddings[0])
-            return InferResponse(self.model.name, [embedding])
+            return InferResponse(self.model.name, [embedding], id=self.identity)
 
 
 def tensor(name: str, shape: list[int], datatype: str = "FP32") -> dict[str, Any]:
@@ -199,14 +204,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(500, {"error": found})
             return
         body, header_length = rest.encode_response(found, request)
-        self._send(200, body, {rest.HEADER_LENGTH: str(header_length)})
+        headers = {rest.HEADER_LENGTH: str(header_length)}
+        if owner.stated_bytes is not None:
+            headers["Content-Length"] = str(owner.stated_bytes)
+            self.close_connection = True
+        self._send(200, body, headers)
 
     def _answer(self, status: int, value: object = None) -> None:
         self._send(status, b"" if value is None else json.dumps(value).encode(), {})
 
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -133,6 +135,18 @@ def test_an_answer_of_another_shape_is_an_error(
     message = ask(pool, linear)
     assert isinstance(message, TaskError)
     assert "embedding: expected FP32 [1, 4, 2, 2], got FP32 [1, 2, 8]" in message.reason
+
+
+def test_the_answer_to_another_request_is_an_error(
+    start_server: StartServer, connect: Connect, linear: LinearModel
+) -> None:
+    server = start_server()
+    pool = ready(connect(server))
+    server.identity = "task-8"
+    message = ask(pool, linear, 7)
+    assert isinstance(message, TaskError)
+    assert "expected that of 'task-7', got that of 'task-8'" in message.reason
+    assert isinstance(ask(pool, linear, 8), Result)
 
 
 def test_no_more_tasks_than_agreed_are_at_the_server(
@@ -322,6 +336,45 @@ def test_a_socket_that_the_server_closed_is_replaced(
     assert isinstance(ask(pool, linear), Result)
     server.hang_up()
     assert isinstance(ask(pool, linear), Result)
+
+
+@pytest.mark.parametrize("kind", [HttpServer], ids=["http"], indirect=True)
+@pytest.mark.parametrize("stated_bytes", [10**4, 2**28, 10**15])
+def test_an_answer_that_is_cut_short_is_a_death(
+    start_server: StartServer, connect: Connect, linear: LinearModel, stated_bytes: int
+) -> None:
+    server = start_server()
+    pool = ready(connect(server))
+    server.stated_bytes = stated_bytes
+    message = ask(pool, linear)
+    assert isinstance(message, Died)
+    assert "IncompleteRead" in message.reason
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\nA: ", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_a_server_whose_answer_never_ends_keeps_no_thread(
+    spec: BackboneSpec, answer: bytes
+) -> None:
+    over = threading.Event()
+
+    def trickle(client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError):
+            client.sendall(answer)
+            while not over.wait(0.05):
+                client.sendall(b"a")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        pool = OipPool(spec, [f"http://127.0.0.1:{server.getsockname()[1]}"])
+        pool.start(0, 1)
+        client, _ = server.accept()
+        trickling = threading.Thread(target=trickle, args=(client,))
+        trickling.start()
+        pool.retire(0, 1)
+        name = "codedinv-remote-0.1"
+        wait_until(lambda: name not in [thread.name for thread in threading.enumerate()])
+        over.set()
+        trickling.join()
+        pool.close(1.0)
 
 
 def test_a_model_that_is_taken_away_is_a_death(

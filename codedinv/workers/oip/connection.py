@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from codedinv.oip import InferRequest, InferResponse
+from codedinv.oip.tensors import shortened
 from codedinv.workers.oip.signature import ModelInfo
 
 
@@ -29,7 +30,16 @@ class Failed(NamedTuple):
     is_gone: bool = False
 
 
+MOST_BYTES = 2**26  # of an answer: a thousand times a usual embedding, and not all of our memory
+
 Done = Callable[[InferResponse | Failed], None]  # called once, in a thread of the connection's
+
+
+def belonging(answer: InferResponse, identity: str) -> InferResponse | Failed:
+    """An answer, unless it says that it is another request's; some servers say nothing."""
+    if answer.id in ("", identity):
+        return answer
+    return Failed(f"answer: expected that of {identity!r}, got that of {shortened(answer.id)}")
 
 
 class Connection(Protocol):

@@ -9,14 +9,14 @@ from typing import Any
 import grpc
 
 from codedinv.oip import InferRequest, ProtocolError, grpc_codec, messages
-from codedinv.workers.oip.connection import Done, Failed, Gone, NoAnswer
+from codedinv.workers.oip.connection import MOST_BYTES, Done, Failed, Gone, NoAnswer, belonging
 from codedinv.workers.oip.endpoint import Endpoint, Security
 from codedinv.workers.oip.signature import ModelInfo, TensorInfo
 
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND)
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_receive_message_length", MOST_BYTES),
     # Else a new channel would wait out the reconnection backoff of the one before.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),  # a worker is a neighbour
@@ -69,17 +69,24 @@ class GrpcConnection:
     def infer(self, model: str, version: str, request: InferRequest, done: Done) -> object:
         message = grpc_codec.encode_request(model, request, version)
         call = self._stub.ModelInfer.future(message, metadata=self._metadata)
-        call.add_done_callback(lambda ended: done(_outcome(ended)))
+        call.add_done_callback(lambda ended: done(_outcome(ended, request.id)))
         return call
 
     def cancel(self, call: Any) -> None:
         call.cancel()
 
     def watch(self, lost: Callable[[str], None]) -> None:
+        def connect(state: grpc.ChannelConnectivity) -> None:
+            pass  # to subscribe this is how a channel is told to connect
+
         def changed(state: grpc.ChannelConnectivity) -> None:
-            # Not IDLE: a server may close a connection that it finds unused, and take a new one.
             if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
                 lost("the connection is lost")
+            elif state is grpc.ChannelConnectivity.IDLE:
+                # The server took its leave: it has ended, or found the connection unused and will
+                # take a new one, as is now found out.
+                self._channel.unsubscribe(connect)
+                self._channel.subscribe(connect, try_to_connect=True)
 
         self._channel.subscribe(changed, try_to_connect=True)
 
@@ -99,13 +106,13 @@ class GrpcConnection:
             raise
 
 
-def _outcome(call: Any) -> Any:
+def _outcome(call: Any, identity: str) -> Any:
     with contextlib.suppress(grpc.FutureCancelledError):
         error = call.exception()
         if error is not None:
             return Failed(_words(error), error.code() in _GONE)
         try:
-            return grpc_codec.decode_response(call.result())
+            return belonging(grpc_codec.decode_response(call.result()), identity)
         except ProtocolError as wrong:
             return Failed(str(wrong))
     return Failed("cancelled")

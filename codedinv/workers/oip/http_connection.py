@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from codedinv.oip import InferRequest, InferResponse, ProtocolError, rest
-from codedinv.workers.oip.connection import Done, Failed, Gone, NoAnswer
+from codedinv.workers.oip.connection import MOST_BYTES, Done, Failed, Gone, NoAnswer, belonging
 from codedinv.workers.oip.endpoint import Endpoint, Security
 from codedinv.workers.oip.signature import ModelInfo, TensorInfo, WrongModel
 
@@ -26,8 +26,11 @@ _MOST_WORDS = 500  # of a server's error
 class _Job:
     """A request for one of the threads."""
 
-    def __init__(self, path: str, body: bytes, headers: Mapping[str, str], done: Done) -> None:
-        self.path, self.body, self.headers, self.done = path, body, headers, done
+    def __init__(
+        self, path: str, body: bytes, headers: Mapping[str, str], identity: str, done: Done
+    ) -> None:
+        self.path, self.body, self.headers = path, body, headers
+        self.identity, self.done = identity, done
 
 
 class HttpConnection:
@@ -87,7 +90,7 @@ class HttpConnection:
         headers = self._headers | {"Content-Type": "application/octet-stream"}
         if header_length is not None:
             headers[rest.HEADER_LENGTH] = str(header_length)
-        self._jobs.put(_Job(f"{_path(model, version)}/infer", body, headers, done))
+        self._jobs.put(_Job(f"{_path(model, version)}/infer", body, headers, request.id, done))
         return None
 
     def cancel(self, call: object) -> None:
@@ -110,15 +113,16 @@ class HttpConnection:
     def _ask(self, path: str) -> tuple[int, bytes]:
         connection = self._connection(self._question_s)
         try:
+            self._connect(connection)
             connection.request("GET", path, headers=self._headers)
             answer = connection.getresponse()
-            return answer.status, answer.read()
+            return answer.status, _body(answer)
         except TimeoutError:
             raise NoAnswer(f"{path}: no answer within {self._question_s} s") from None
         except (OSError, http.client.HTTPException) as error:
             raise Gone(f"{type(error).__name__}: {error}") from None
         finally:
-            connection.close()
+            self._hang_up(connection)
 
     def _connection(self, timeout_s: float | None) -> http.client.HTTPConnection:
         host, port = self._endpoint.host, self._endpoint.port
@@ -132,10 +136,10 @@ class HttpConnection:
         while (job := self._jobs.get()) is not None:
             try:
                 outcome: InferResponse | Failed = self._infer(connection, job)
-            except (OSError, http.client.HTTPException) as error:
-                outcome = Failed(f"{type(error).__name__}: {error}", is_gone=True)
             except ProtocolError as error:
                 outcome = Failed(str(error))
+            except Exception as error:  # a broken connection, as a rule; this thread must live
+                outcome = Failed(f"{type(error).__name__}: {error}", is_gone=True)
             if isinstance(outcome, Failed):
                 self._hang_up(connection)  # what is left of the answer must not come next
             job.done(outcome)
@@ -151,12 +155,11 @@ class HttpConnection:
             # The server may have closed a socket that it found unused just when we wrote to it. A
             # query may be asked twice; and if the server is gone, a new socket will say so.
             answer = self._exchange(connection, job)
-        body = answer.read()
+        body = _body(answer)
         if answer.status != http.client.OK:
             return Failed(f"{answer.status} {_words(body)}", is_gone=answer.status in _GONE)
-        return rest.decode_response(
-            body, rest.parse_header_length(answer.getheader(rest.HEADER_LENGTH))
-        )
+        length = rest.parse_header_length(answer.getheader(rest.HEADER_LENGTH))
+        return belonging(rest.decode_response(body, length), job.identity)
 
     def _exchange(
         self, connection: http.client.HTTPConnection, job: _Job
@@ -165,6 +168,8 @@ class HttpConnection:
             if connection.sock is None or _has_ended(connection.sock):
                 self._hang_up(connection)
                 self._connect(connection)
+                connection.sock.settimeout(None)  # the front end's deadlines count
+                connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             connection.request("POST", job.path, job.body, dict(job.headers))
             return connection.getresponse()
         except BaseException:
@@ -175,8 +180,6 @@ class HttpConnection:
         connection.timeout = self._question_s
         connection.connect()
         new: socket.socket = connection.sock
-        new.settimeout(None)  # the front end's deadlines count
-        new.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         with self._lock:
             if self._is_closed:
                 raise ConnectionAbortedError("closed")
@@ -186,6 +189,20 @@ class HttpConnection:
         with self._lock:
             self._sockets.discard(connection.sock)
         connection.close()
+
+
+def _body(answer: http.client.HTTPResponse) -> bytes:
+    """All of an answer's body.
+
+    Raises:
+        HTTPException: it is cut short, or longer than any answer.
+    """
+    body = answer.read(MOST_BYTES + 1)
+    if len(body) > MOST_BYTES:
+        raise http.client.HTTPException(f"an answer of more than {MOST_BYTES} bytes")
+    if answer.length:  # read(n) gives what there was
+        raise http.client.IncompleteRead(body, answer.length)
+    return body
 
 
 def _has_ended(open_socket: socket.socket) -> bool:
