@@ -342,6 +342,9 @@ def export_bundle(
     head_TASK.onnx `embedding` to TASK; float32, any batch size. Each is compared with torch to 1e-4
     before it is written.
     """
+    from codedinv.extras import require
+
+    require("torch")
     from codedinv.cli.export import run_export
 
     run_export(model, out, shared_weights, json)

@@ -232,6 +232,9 @@ def _array(name: str, datatype: str, values: Any, shape: tuple[int, ...]) -> np.
     if not kinds <= {bool, int, float}:
         got = sorted(kind.__name__ for kind in kinds)
         raise ProtocolError(f"tensor {name!r}: data: expected numbers of {datatype}, got {got}")
+    if kinds == {int} and max(level) > np.iinfo(np.int64).max:
+        # numpy would make floats of a list with small and such large ones.
+        return np.asarray(level, np.uint64 if min(level) >= 0 and max(level) < 2**64 else object)
     return np.asarray(level)
 
 

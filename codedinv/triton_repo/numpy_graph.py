@@ -92,6 +92,14 @@ def _gemm(attributes: Mapping[str, Any], a: Array, b: Array, c: Array = None) ->
     return product if c is None else product + np.float32(attributes.get("beta", 1.0)) * c
 
 
+def _batch_normalization(
+    attributes: Mapping[str, Any], x: Array, scale: Array, bias: Array, mean: Array, variance: Array
+) -> Array:
+    shape = (-1, *(1,) * (x.ndim - 2))  # [channels, 1, ...]
+    factor = scale / np.sqrt(variance + np.float32(attributes.get("epsilon", 1e-5)))
+    return x * factor.reshape(shape) + (bias - mean * factor).reshape(shape)
+
+
 OPERATORS: dict[str, Callable[..., Array]] = {
     "Add": lambda attributes, a, b: a + b,
     "Sub": lambda attributes, a, b: a - b,
@@ -101,6 +109,7 @@ OPERATORS: dict[str, Callable[..., Array]] = {
     "Relu": lambda attributes, x: np.maximum(x, 0),
     "Transpose": lambda attributes, x: x.transpose(attributes["perm"]),
     "Flatten": lambda attributes, x: x.reshape(len(x), -1),
+    "BatchNormalization": _batch_normalization,
     "Conv": _conv,
     "Elu": _elu,
     "Gemm": _gemm,

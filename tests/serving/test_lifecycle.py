@@ -219,12 +219,13 @@ def test_a_server_that_is_closed_warns_of_nothing(linear: LinearModel) -> None:
 
 def test_nothing_is_left_of_a_server_that_could_not_start(tmp_path: Path) -> None:
     before = set(threading.enumerate())
+    children = set(psutil.Process().children())  # of fixtures that outlive their tests
     model = LinearModel().saved(tmp_path / "bundle")
     (tmp_path / "bundle" / "backbone.onnx").write_bytes(b"not a network")
     with pytest.raises(CodedInvError, match="no worker could be started"):
         CodedServer(model, workers=2)
     wait_until(lambda: not set(threading.enumerate()) - before)
-    wait_until(lambda: not psutil.Process().children())
+    wait_until(lambda: not set(psutil.Process().children()) - children)
 
 
 def test_a_model_that_hangs_when_it_is_tried_out_is_told_within_start_timeout() -> None:
