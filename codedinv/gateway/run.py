@@ -10,6 +10,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -93,7 +94,7 @@ class _Gateway:
     def _warn(self) -> None:
         settings = self._settings
         if not settings.host.startswith(_LOOPBACK) and (
-            settings.token is None or settings.tls_certificate is None
+            settings.token is None or settings.tls_pair is None
         ):
             _log.warning("listens on %s without a token or without TLS", settings.host)
 
@@ -118,7 +119,7 @@ class _Gateway:
         ready: dict[str, Any] = {"http": f"{host}:{listener.getsockname()[1]}"}
         if grpc_port is not None:
             ready["grpc"] = f"{host}:{grpc_port}"
-        ready["tls"] = self._settings.tls_certificate is not None
+        ready["tls"] = self._settings.tls_pair is not None
         ready["models"] = {hosted.name: hosted.version for hosted in self._models}
         print(json.dumps(ready), flush=True)
 
@@ -163,9 +164,10 @@ class _Gateway:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"{host}:{settings.grpc_port}"
         try:
-            if settings.tls_certificate is None:
+            if settings.tls_pair is None:
                 return server, server.add_insecure_port(address)
-            return server, server.add_secure_port(address, _grpc_credentials(settings))
+            credentials = _grpc_credentials(*settings.tls_pair, settings.tls_client_ca)
+            return server, server.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise CodedInvError(f"grpc_port: cannot listen on {address}: {error}") from error
 
@@ -175,10 +177,11 @@ class _Uvicorn(uvicorn.Server):
 
     def __init__(self, settings: GatewaySettings, app: Any) -> None:
         tls: dict[str, Any] = {}
-        if settings.tls_certificate is not None:
+        if settings.tls_pair is not None:
+            certificate, key = settings.tls_pair
             tls = {
-                "ssl_certfile": settings.tls_certificate,
-                "ssl_keyfile": settings.tls_key,
+                "ssl_certfile": certificate,
+                "ssl_keyfile": key,
                 "ssl_ca_certs": settings.tls_client_ca,
                 "ssl_cert_reqs": ssl.CERT_REQUIRED if settings.tls_client_ca else ssl.CERT_NONE,
             }
@@ -214,11 +217,9 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _grpc_credentials(settings: GatewaySettings) -> Any:
-    assert settings.tls_certificate is not None
-    assert settings.tls_key is not None
-    pair = settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes()
-    ca = settings.tls_client_ca.read_bytes() if settings.tls_client_ca else None
+def _grpc_credentials(certificate: Path, key: Path, client_ca: Path | None) -> Any:
+    pair = key.read_bytes(), certificate.read_bytes()
+    ca = None if client_ca is None else client_ca.read_bytes()
     return grpc.ssl_server_credentials([pair], ca, require_client_auth=ca is not None)
 
 

@@ -124,6 +124,13 @@ class GatewaySettings(BaseSettings):
             _check_tls(self.tls_certificate, self.tls_key, self.tls_client_ca)
         return self
 
+    @property
+    def tls_pair(self) -> tuple[Path, Path] | None:
+        """Files of certificate and key; None: plain text."""
+        if self.tls_certificate is None or self.tls_key is None:  # both are, see above
+            return None
+        return self.tls_certificate, self.tls_key
+
     @classmethod
     def settings_customise_sources(
         cls,

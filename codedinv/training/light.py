@@ -73,11 +73,7 @@ def fit_light(
     target = torch.device(device)
     learnt, held_out = load_training_images(recipe, data, target)
     test = load_image_set(recipe.data, "test", data)
-    if settings.teacher:
-        taught = teacher_answers(settings.teacher, learnt, _outputs(backbone, head))
-    else:
-        fixed = FixedClassifier.of(backbone, head, target)
-        taught = fixed.logits(fixed.embeddings(learnt, cache)).softmax(2)
+    taught = _answers(settings, learnt, backbone, head, cache)
     light = build_recipe_light(recipe, backbone, taught.shape[2]).to(target)
     light.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     lessons = Lessons(learnt, settings, recipe.seed, taught, taught.shape[2])
@@ -127,10 +123,22 @@ def load_light(recipe: Recipe, backbone: Backbone, path: Path) -> SeparableNet:
     return light.eval()
 
 
-@torch.no_grad()
-def _outputs(backbone: Backbone, head: nn.Module) -> int:
-    device = next(head.parameters()).device
-    return int(head(torch.zeros(1, *backbone.embedding_shape, device=device)).shape[1])
+def _answers(
+    settings: LightRecipe,
+    learnt: LabelledImages,
+    backbone: Backbone,
+    head: nn.Module,
+    cache: Path | None,
+) -> Tensor:
+    """Probabilities [2, N, outputs] that the teacher gives to images and their mirrors."""
+    device = learnt.images.device
+    if not settings.teacher:
+        fixed = FixedClassifier.of(backbone, head, device)
+        return fixed.logits(fixed.embeddings(learnt, cache)).softmax(2)
+    embedding = torch.zeros(1, *backbone.embedding_shape, device=next(head.parameters()).device)
+    with torch.no_grad():
+        outputs = int(head(embedding).shape[1])
+    return teacher_answers(settings.teacher, learnt, outputs)
 
 
 @torch.no_grad()

@@ -6,14 +6,14 @@ from __future__ import annotations
 import os
 import selectors
 from collections import deque
-from collections.abc import Mapping
-from typing import Any
+from typing import NoReturn, TypeVar
 
 from codedinv.errors import CodedInvError
 from codedinv.workers.bell import Bell
 from codedinv.workers.pool import Message, Pool
 
 _LONGEST_WAIT_S = 1e6  # epoll counts milliseconds in 32 bits
+_Models = TypeVar("_Models")
 
 
 class WatchedPool(Pool):
@@ -104,11 +104,17 @@ class MailboxPool(WatchedPool):
         self._bell.ring()
 
 
-def check_version(version: int, versions: Mapping[int, Any]) -> None:
-    """Refuses a version that is not provided.
+class Versions(dict[int, _Models]):
+    """What the workers of each version run; to look for another is a ValueError naming those."""
 
-    Raises:
-        ValueError: it names those that are.
-    """
-    if version not in versions:
-        raise ValueError(f"version: expected one of {sorted(versions)}, got {version}")
+    def provide(self, version: int, models: _Models) -> None:
+        """Adds a version.
+
+        Raises:
+            ValueError: it is there, and runs something else.
+        """
+        if self.setdefault(version, models) != models:
+            raise ValueError(f"version: {version} is taken by other models")
+
+    def __missing__(self, version: int) -> NoReturn:
+        raise ValueError(f"version: expected one of {sorted(self)}, got {version}")

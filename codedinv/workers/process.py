@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from codedinv.workers.backbone import Array, Backbone, BackboneSpec
-from codedinv.workers.base import check_version
+from codedinv.workers.base import Versions
 from codedinv.workers.breakable import BreakablePool
 from codedinv.workers.channel import MOST_SLOTS, Kind, Received
 from codedinv.workers.pool import Died, Dropped, Message, Ready, Result, TaskError
@@ -47,7 +47,7 @@ class ProcessPool(BreakablePool):
             raise ValueError(f"in_flight: expected 1 or more, got {in_flight}")
         specs = {"backbone": models} if isinstance(models, BackboneSpec) else models
         self._slots = min(in_flight, MOST_SLOTS)
-        self._versions = {0: Version.of(specs, self._slots)}
+        self._versions = Versions({0: Version.of(specs, self._slots)})
         super().__init__(workers)  # last of all that may fail, for it opens descriptors
         self._workers: list[WorkerProcess | None] = [None] * workers
         self._posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -63,22 +63,18 @@ class ProcessPool(BreakablePool):
     # ---- for the thread that owns the pool
 
     def provide(self, version: int, models: Mapping[str, BackboneSpec]) -> None:
-        new = Version.of(models, self._slots)
-        if new != self._versions.get(version, new):
-            raise ValueError(f"version: {version} is taken by other models")
-        self._versions[version] = new
+        self._versions.provide(version, Version.of(models, self._slots))
 
     def forget(self, version: int) -> None:
         self._versions.pop(version, None)
 
     def start(self, worker: int, generation: int, version: int = 0) -> None:
         self._check(worker)
-        check_version(version, self._versions)
+        launch = Launch(worker, generation, self._versions[version], self._import_path)
         old = self._workers[worker]
         if old is not None:
             self._let_go(old)
         self._wanted[worker] = generation
-        launch = Launch(worker, generation, self._versions[version], self._import_path)
         self._starter.start(launch)
 
     def send(self, worker: int, generation: int, task: int, model: str, query: Array) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from codedinv.workers.backbone import Array, BackboneSpec
-from codedinv.workers.base import MailboxPool, check_version
+from codedinv.workers.base import MailboxPool, Versions
 from codedinv.workers.breakable import BreakablePool
 from codedinv.workers.faults import Faults
 from codedinv.workers.pool import Died, Dropped, Ready, Result, TaskError
@@ -108,9 +108,7 @@ class RayPool(MailboxPool, BreakablePool):
             "max_restarts": max_restarts,
             "resources": dict(resources or {}),
         }
-        self._versions: dict[int, dict[str, BackboneSpec]] = {}
-        if models is not None:
-            self._versions[0] = dict(models)
+        self._versions = Versions({} if models is None else {0: dict(models)})
         super().__init__(workers)
         if not ray.is_initialized():
             ray.init()
@@ -127,10 +125,7 @@ class RayPool(MailboxPool, BreakablePool):
     # ---- for the thread that owns the pool
 
     def provide(self, version: int, models: Mapping[str, BackboneSpec]) -> None:
-        new = dict(models)
-        if new != self._versions.get(version, new):
-            raise ValueError(f"version: {version} is taken by other models")
-        self._versions[version] = new
+        self._versions.provide(version, dict(models))
 
     def forget(self, version: int) -> None:
         self._versions.pop(version, None)
@@ -138,12 +133,10 @@ class RayPool(MailboxPool, BreakablePool):
 
     def start(self, worker: int, generation: int, version: int = 0) -> None:
         self._check(worker)
-        check_version(version, self._versions)
+        models = self._versions[version]
         old, new = self._actors[worker], _Actor(version)
         self._actors[worker] = new
         self._wanted[worker] = generation
-        models = self._versions[version]
-
         self._jobs.put(lambda: self._begin(worker, generation, old, new, models))
 
     def send(self, worker: int, generation: int, task: int, model: str, query: Array) -> None:

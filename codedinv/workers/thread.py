@@ -14,7 +14,7 @@ import numpy as np
 
 from codedinv.runtimes import choose_runtime
 from codedinv.workers.backbone import Array, Backbone, load_backbone
-from codedinv.workers.base import MailboxPool, check_version
+from codedinv.workers.base import MailboxPool, Versions
 from codedinv.workers.breakable import BreakablePool
 from codedinv.workers.faults import FaultyBackbones
 from codedinv.workers.pool import Died, Dropped, Message, Ready, Result, TaskError
@@ -151,29 +151,25 @@ class ThreadPool(MailboxPool, BreakablePool):
 
     def __init__(self, models: Mapping[str, Backbone] | Backbone, workers: int) -> None:
         first = models if isinstance(models, Mapping) else {"backbone": models}
-        self._versions = {0: _checked(first)}
+        self._versions = Versions({0: _checked(first)})
         super().__init__(workers)  # last of all that may fail, for it opens descriptors
         self._workers: list[_Worker | None] = [None] * workers
 
     # ---- for the thread that owns the pool
 
     def provide(self, version: int, models: Mapping[str, Backbone]) -> None:
-        checked = _checked(models)
-        if checked != self._versions.get(version, checked):
-            raise ValueError(f"version: {version} is taken by other models")
-        self._versions[version] = checked
+        self._versions.provide(version, _checked(models))
 
     def forget(self, version: int) -> None:
         self._versions.pop(version, None)
 
     def start(self, worker: int, generation: int, version: int = 0) -> None:
         self._check(worker)
-        check_version(version, self._versions)
+        models = self._versions[version]
         old = self._workers[worker]
         if old is not None:
             old.kill(None)
         self._wanted[worker] = generation
-        models = self._versions[version]
         try:
             self._workers[worker] = _Worker(worker, generation, models, self._say)
         except RuntimeError as error:  # no more threads

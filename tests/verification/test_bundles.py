@@ -81,30 +81,58 @@ def test_too_few_queries_are_refused(small_bundle: Path) -> None:
 CODED = [name for name in bundled_names() if CodedModel.load(name).scheme == "invertible"]
 
 
+class Shipped:
+    """A shipped bundle with the coding groups of the bundled images.
+
+    Args:
+        name: of the bundle.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.model = CodedModel.load(name)
+        k = self.model.code.k
+        self.random = np.random.default_rng(0)
+        images, _ = data.load_test_images()
+        queries = data.to_queries(images)[self.random.permutation(len(images))]
+        groups = queries.reshape(-1, k, *self.model.input_shape)
+        results = self.model.embed(queries)
+        self.results = results.reshape(len(groups), k, *self.model.embedding_shape)
+        self.parities = self.model.embed(self.model.encode(groups)[:, 0])[:, None]
+
+    def alarms(self, first: np.ndarray) -> np.ndarray:
+        """Which groups raise an alarm with these results (G, *embedding) in their first slot."""
+        check = self.model.consistency
+        assert check is not None
+        results = np.concatenate([first[:, None], self.results[:, 1:]], axis=1).astype(np.float32)
+        return check.scores(syndromes(self.model.code, results, self.parities)) > 4
+
+    def found_in_three(self, first: np.ndarray) -> float:
+        """The share of workers with such results that are found within three groups."""
+        return float(1 - (1 - self.alarms(first).mean()) ** 3)
+
+
 @pytest.mark.parametrize("name", CODED)
 def test_a_shipped_bundle_tells_clean_groups_from_wrong_ones(name: str) -> None:
-    model = CodedModel.load(name)
-    check, k = model.consistency, model.code.k
-    assert check is not None
-    random = np.random.default_rng(0)
-    images, _ = data.load_test_images()
-    queries = data.to_queries(images)[random.permutation(len(images))]
-    groups = queries.reshape(-1, k, *model.input_shape)
-    results = model.embed(queries).reshape(len(groups), k, *model.embedding_shape)
-    parities = model.embed(model.encode(groups)[:, 0])[:, None]
-    assert not (check.scores(syndromes(model.code, results, parities)) > 4).any()
-
+    shipped = Shipped(name)
+    clean = shipped.results[:, 0]
+    assert not shipped.alarms(clean).any()
     # 0.3 times the spread is less than an honest encoder's own error: docs/verification.md.
-    noise = results.std(axis=(2, 3, 4), keepdims=True)[:, 0]
-    noise = noise * random.standard_normal(results[:, 0].shape)
-    old = np.roll(results[:, 0], 1, axis=0)
-    flipped = results[:, 0].reshape(len(groups), -1).copy()
-    largest = np.abs(flipped).argmax(axis=1)
-    # Its exponent's lowest bit; at k = 10 the next one, for a doubled element is found in 91 % of
-    # the cases only: docs/verification.md.
-    flipped[np.arange(len(groups)), largest] *= 2 if k < 10 else 4
-    for wrong in (results[:, 0] + noise, old, flipped.reshape(old.shape)):
-        data_slot = np.concatenate([wrong[:, None], results[:, 1:]], axis=1).astype(np.float32)
-        scores = check.scores(syndromes(model.code, data_slot, parities))
-        in_three_groups = 1 - (scores <= 4).mean() ** 3
-        assert in_three_groups > 0.95
+    spread = shipped.results.std(axis=(2, 3, 4), keepdims=True)[:, 0]
+    noisy = clean + spread * shipped.random.standard_normal(clean.shape)
+    assert shipped.found_in_three(noisy) > 0.95
+    assert shipped.found_in_three(np.roll(clean, 1, axis=0)) > 0.95, "another query's result"
+
+
+MISSED_BAR = pytest.mark.xfail(strict=True, reason="found in 91 %: docs/verification.md")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=MISSED_BAR) if n == "fashion-mnist-k10" else n for n in CODED],
+)
+def test_a_shipped_bundle_sees_its_largest_element_doubled(name: str) -> None:
+    shipped = Shipped(name)
+    flipped = shipped.results[:, 0].copy()
+    flat = flipped.reshape(len(flipped), -1)
+    flat[np.arange(len(flat)), np.abs(flat).argmax(axis=1)] *= 2  # its exponent's lowest bit
+    assert shipped.found_in_three(flipped) > 0.95

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from codedinv.workers.backbone import Array, BackboneSpec
-from codedinv.workers.base import MailboxPool, check_version
+from codedinv.workers.base import MailboxPool, Versions
 from codedinv.workers.oip.connection import Connection
 from codedinv.workers.oip.endpoint import Endpoint, Security
 from codedinv.workers.oip.remote import Remote
@@ -56,22 +56,19 @@ class OipPool(MailboxPool):
             self._security.headers(endpoint)  # refuses to send a token unencrypted
             _import_connection(endpoint)
         self._in_flight = in_flight
-        self._versions = {} if models is None else {0: _checked(models)}
+        self._versions = Versions({} if models is None else {0: _checked(models)})
         super().__init__(len(endpoints) + 1)
         self._workers: list[Remote | None] = [None] * self._count
 
     def provide(self, version: int, models: Mapping[str, BackboneSpec]) -> None:
-        new = _checked(models)
-        if new != self._versions.get(version, new):
-            raise ValueError(f"version: {version} is taken by other models")
-        self._versions[version] = new
+        self._versions.provide(version, _checked(models))
 
     def forget(self, version: int) -> None:
         self._versions.pop(version, None)
 
     def start(self, worker: int, generation: int, version: int = 0) -> None:
         self._check(worker)
-        check_version(version, self._versions)
+        models = self._versions[version]
         old = self._workers[worker]
         if old is not None:
             old.end(None)
@@ -80,7 +77,7 @@ class OipPool(MailboxPool):
             worker,
             generation,
             self._endpoint(worker),
-            self._versions[version],
+            models,
             self._in_flight,
             self._connect,
             self._say,
