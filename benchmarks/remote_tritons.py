@@ -115,17 +115,19 @@ def run_round(
     fleet.mend()
     count = len(queries)
 
-    def elsewhere(job: Callable[[], None]) -> Callable[[], None]:
-        return lambda: threading.Thread(target=job).start()
-
-    events = {
-        count // 4: [elsewhere(fleet.tritons[_KILLED].kill)],
-        count // 2: [elsewhere(lambda: fleet.slow(_SLOWED, slow_s))],
+    events: dict[int, Callable[[], None]] = {
+        count // 4: fleet.tritons[_KILLED].kill,
+        count // 2: lambda: fleet.slow(_SLOWED, slow_s),
     }
+
+    def after_query(number: int) -> None:
+        if number in events:  # in a thread of its own: the traffic must not wait for it
+            threading.Thread(target=events[number]).start()
+
     with CodedServer(model, workers=fleet.endpoints, scheme=scheme) as server:
         for future in [server.submit(query) for query in queries[:50]]:
             future.result()  # connections are warm, on both sides
-        return send(server, queries, arrivals, Record(count), events)
+        return send(server, queries, arrivals, Record(count), after_query)
 
 
 def compare(
