@@ -64,7 +64,7 @@ def test_a_browser_shows_workers_latency_and_sources(
             await page.prefer(scheme)
             await page.open(gateway.url + "/")
             await page.wait_for("document.getElementById('ready')?.textContent === 'ready'")
-            tiles = "[...document.querySelectorAll('[data-model='fashion-mnist'] .tile')]"
+            tiles = "[...document.querySelectorAll('[data-model=fashion-mnist] .tile')]"
             assert await page.value(f"{tiles}.length") == 3
             states = await page.value(f"{tiles}.map((t) => t.dataset.state)")
             assert set(states) <= {"ready", "busy"}
@@ -95,10 +95,10 @@ def test_the_page_shows_a_lost_gateway_and_asks_for_its_token(tmp_path: Path) ->
     settings = {"models": [{"model": BUNDLE, "workers": 1}], "token": "a-good-token"}
 
     async def look(running: Gateway) -> None:
-        says = "document.getElementById('ready').textContent"
+        says = "document.getElementById('ready')?.textContent"
         async with browser(tmp_path / "profile") as page:
             await page.open(running.url + "/")
-            await page.wait_for(f"{says}.includes('#token')")
+            await page.wait_for(f"{says}?.includes('#token')")
             await page.open(running.url + "/?again#token=a-good-token")
             await page.wait_for(f"{says} === 'ready'")
             running.stop()
