@@ -71,7 +71,7 @@ def test_a_browser_shows_workers_latency_and_sources(
             await page.wait_for("[...document.querySelectorAll('path')].some((p) => "
                                 "p.getAttribute('d').includes('L'))")  # fmt: skip
             text = await page.value("document.body.innerText")
-            assert re.search(r"exact \d+ %", text)
+            assert re.search(r"exact [\d.]+ %", text)
             assert re.search(r"\d+\.\d+ ms|\d\.\d\d s", text)
             colour = await page.value("getComputedStyle(document.body).backgroundColor")
             brightness = sum(map(int, re.findall(r"\d+", colour)[:3]))
