@@ -53,10 +53,20 @@ class Run:
         partial.replace(path)
 
     def load(self, path: Path) -> None:
-        """Restores a checkpoint of the same recipe."""
+        """Restores a checkpoint of the same recipe.
+
+        Raises:
+            ValueError: it holds other networks.
+        """
         state = torch.load(path, weights_only=True, map_location="cpu")
-        for name, module in self.modules.items():
-            module.load_state_dict(state["modules"][name])
+        try:
+            for name, module in self.modules.items():
+                module.load_state_dict(state["modules"][name])
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(
+                f"{path} is of a recipe with another network; to start anew: --fresh, or another "
+                "--out"
+            ) from error
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):

@@ -277,6 +277,15 @@ def test_a_killed_run_resumes_and_ends_as_an_unbroken_one(data: Path, tmp_path: 
         torch.testing.assert_close(weight, parts[1]["head"][name], rtol=1e-4, atol=1e-5)
 
 
+def test_a_run_does_not_go_on_from_another_networks_checkpoint(data: Path, tmp_path: Path) -> None:
+    short = ("epochs = 6", "epochs = 1")
+    fit_classifier(_recipe(tmp_path, short), tmp_path, data)
+    other = _recipe(tmp_path, short, ("hidden = 8", "hidden = 16"))
+    with pytest.raises(ValueError, match="another network; to start anew: --fresh"):
+        fit_classifier(other, tmp_path, data)
+    fit_classifier(other, tmp_path, data, resume=False)
+
+
 def test_a_recipe_with_an_unknown_field_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mixup_shares"):
         _recipe(tmp_path, ("mixup_share", "mixup_shares"))
