@@ -143,7 +143,7 @@ def make_pool(
 
 
 def _backbone_of(model: ServedModel) -> Backbone:
-    def backbone(x: Array) -> Array:
-        return np.asarray(model.embed(x[np.newaxis])[0], np.float32)
+    def backbone(queries: Array) -> Array:
+        return np.asarray(model.embed(queries), np.float32)
 
     return backbone

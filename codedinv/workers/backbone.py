@@ -12,11 +12,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from codedinv.errors import BundleError
 from codedinv.runtimes import Runtime, choose_runtime
 from codedinv.workers.integrity import BACKBONE_FILE, files_read, sha256, verified
 
 Array = NDArray[np.float32]
-Backbone = Callable[[Array], Array]  # (*input) -> (*embedding), one query at a time
+# Queries (B, *input) -> embeddings (B, *embedding). One that does not take as many as a worker may
+# give it says so by an attribute `max_batch`.
+Backbone = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,32 @@ def load_backbone(folder: str | Path, runtime: Literal["onnx", "torch"]) -> Back
     return _load_onnx(Path(folder)) if runtime == "onnx" else _load_torch(Path(folder))
 
 
+class OnnxBackbone:
+    """A session that is called with queries (B, *input).
+
+    Attributes:
+        max_batch: 1 where the graph's batch axis is fixed; else there is no such attribute.
+
+    Raises:
+        BundleError: it is fixed at another number.
+    """
+
+    def __init__(self, session: Any, path: str) -> None:
+        self._session = session
+        (query,) = session.get_inputs()
+        self._query = query.name
+        if isinstance(query.shape[0], int):
+            self.max_batch = 1
+            if query.shape[0] != 1:
+                raise BundleError(
+                    f"{path}: expected a batch axis of any length, or of 1, got {query.shape[0]}"
+                )
+
+    def __call__(self, queries: Array) -> Array:
+        (results,) = self._session.run(None, {self._query: queries})
+        return np.asarray(results, np.float32)
+
+
 def _load_onnx(folder: Path) -> Backbone:
     import onnxruntime
 
@@ -116,13 +145,7 @@ def _load_onnx(folder: Path) -> Backbone:
     session = onnxruntime.InferenceSession(
         str(folder / BACKBONE_FILE), options, providers=["CPUExecutionProvider"]
     )
-    (query,) = (i.name for i in session.get_inputs())
-
-    def backbone(x: Array) -> Array:
-        (result,) = session.run(None, {query: x[np.newaxis]})
-        return np.asarray(result[0], np.float32)
-
-    return backbone
+    return OnnxBackbone(session, str(folder / BACKBONE_FILE))
 
 
 def _load_torch(folder: Path) -> Backbone:
@@ -133,7 +156,4 @@ def _load_torch(folder: Path) -> Backbone:
     torch.set_num_threads(1)
     model = CodedModel.load(folder, runtime="torch")
 
-    def backbone(x: Array) -> Array:
-        return np.asarray(model.embed(x[np.newaxis])[0], np.float32)
-
-    return backbone
+    return model.embed

@@ -10,10 +10,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 from codedinv.errors import CodedInvError
 from codedinv.workers.backbone import BackboneSpec
+from codedinv.workers.batches import ONE_BY_ONE, Batching
 from codedinv.workers.channel import Channel, Layout, create_memory
 from codedinv.workers.faults import Faults
 from codedinv.workers.outbox import Outbox
@@ -69,12 +70,14 @@ class Launch:
         index, generation: which.
         version: what it runs.
         import_path: PYTHONPATH.
+        batching: how it makes batches.
     """
 
     index: int
     generation: int
     version: Version
     import_path: str
+    batching: Batching = ONE_BY_ONE
 
 
 class WorkerProcess:
@@ -166,6 +169,7 @@ def _run_child(launch: Launch, fd: int, memory_fd: int | None) -> subprocess.Pop
         "fd": fd,
         "memory_fd": memory_fd,
         "slots": launch.version.layout.slots,
+        "batching": astuple(launch.batching),
         "parent": os.getpid(),
         "specs": {name: spec.to_json() for name, spec in launch.version.specs.items()},
     }
