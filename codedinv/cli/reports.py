@@ -163,7 +163,7 @@ def as_table(report: dict[str, Any]) -> Table:
             cells = (f"{value:.2f}", "") if low is None else _cells(value, low, high)
             table.add_row(f"control: {label}", *cells, _price(report, name))
     share = report["controls"]["affine_share"]
-    table.add_row("control: affine share of the backbone", f"{100 * share:.1f}", "", "")
+    table.add_row("control: affine share of the backbone", f"{share:.2f} of 1", "", "")
     return table
 
 
