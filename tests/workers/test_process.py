@@ -244,9 +244,9 @@ def test_results_of_others_come_before_a_death(
 # ---- what is loaded
 
 
-def test_models_of_different_shapes_are_refused(spec: BackboneSpec) -> None:
+def test_models_of_different_embeddings_are_refused(spec: BackboneSpec) -> None:
     models = {"backbone": spec, "light": replace(spec, embedding_shape=(16,))}
-    with pytest.raises(ValueError, match="expected the same query and embedding shapes for all"):
+    with pytest.raises(ValueError, match="expected embeddings of one shape"):
         ProcessPool(models, 1)
 
 
