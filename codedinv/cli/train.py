@@ -13,11 +13,12 @@ from rich.console import Console
 from torch import nn
 
 from codedinv import data
-from codedinv.bundle import CodedModel
 from codedinv.cli.reports import as_table, full_report
 from codedinv.experiments.fusing import fit_fusion
 from codedinv.experiments.images import learnt_data
 from codedinv.experiments.receipts import circumstances, command_line
+from codedinv.model import CodedModel
+from codedinv.model.calibration import save_consistency
 from codedinv.nn import Backbone
 from codedinv.training.classifier import fit_classifier, fit_head_alone, load_classifier
 from codedinv.training.encoder import fit_encoder, recipe_code
@@ -25,7 +26,6 @@ from codedinv.training.images import load_training_images
 from codedinv.training.light import fit_light, load_light
 from codedinv.training.recipe import Recipe, load_recipe
 from codedinv.verification.calibrate import calibrate
-from codedinv.verification.store import save_consistency
 
 # The training commands of a bundle, in order; kept in its provenance.
 _COMMANDS = "commands.json"

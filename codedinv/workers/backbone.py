@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from codedinv.runtimes import Runtime, choose_runtime
+from codedinv.model.runtimes import Runtime, choose_runtime
 from codedinv.workers.integrity import BACKBONE_FILE, files_read, sha256, verified
 
 Array = NDArray[np.float32]
@@ -128,7 +128,7 @@ def _load_onnx(folder: Path) -> Backbone:
 def _load_torch(folder: Path) -> Backbone:
     import torch
 
-    from codedinv.bundle import CodedModel
+    from codedinv.model import CodedModel
 
     torch.set_num_threads(1)
     model = CodedModel.load(folder, runtime="torch")

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from codedinv.runtimes import choose_runtime
+from codedinv.model.runtimes import choose_runtime
 from codedinv.workers.backbone import Array, Backbone, BackboneSpec, load_backbone
 from codedinv.workers.channel import Channel, Kind, Layout, Received
 from codedinv.workers.faults import Faults, FaultyBackbones
