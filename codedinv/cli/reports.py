@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from codedinv.bundle import CodedModel
 from codedinv.experiments.accuracy import Accuracy, Progress, evaluate, known_of
 from codedinv.experiments.controls import (
     Controls,
@@ -19,6 +18,7 @@ from codedinv.experiments.controls import (
     price_of,
     retained_gain,
 )
+from codedinv.model import CodedModel
 
 _WAYS = {
     "arrival": "code alone, groups in order of arrival",

@@ -13,11 +13,12 @@ from rich.console import Console
 from torch import nn
 
 from codedinv import data
-from codedinv.bundle import CodedModel, bundled_names
 from codedinv.cli.reports import as_table, full_report
 from codedinv.experiments.fusing import fit_fusion
 from codedinv.experiments.images import learnt_data
 from codedinv.experiments.receipts import circumstances, command_line
+from codedinv.model import CodedModel, bundled_names
+from codedinv.model.calibration import save_consistency
 from codedinv.nn import Backbone
 from codedinv.training.classifier import (
     build_classifier,
@@ -30,7 +31,6 @@ from codedinv.training.images import load_training_images
 from codedinv.training.light import fit_light, load_light
 from codedinv.training.recipe import Recipe, load_recipe
 from codedinv.verification.calibrate import calibrate
-from codedinv.verification.store import save_consistency
 
 # The training commands of a bundle, in order; kept in its provenance.
 _COMMANDS = "commands.json"

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from codedinv.light import lead
+from codedinv.model.light import lead
 from codedinv.schemes import Scheme, ServedModel
 from codedinv.schemes.scheme import ENCODED, Array
 

@@ -53,7 +53,7 @@ def load_model(model: ServedModel | str | Path) -> ServedModel:
     """A model by name or folder; any other is passed through."""
     if not isinstance(model, str | Path):
         return model
-    from codedinv.bundle import CodedModel
+    from codedinv.model import CodedModel
 
     return CodedModel.load(model)
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from codedinv.runtimes import Runtime, choose_runtime
+from codedinv.model.runtimes import Runtime, choose_runtime
 from codedinv.workers.integrity import (
     BACKBONE_FILE,
     ENCODER_FILE,
@@ -204,7 +204,7 @@ def _load_onnx(folder: Path, file: str = BACKBONE_FILE) -> Backbone:
 def _load_model(folder: Path) -> Any:
     import torch
 
-    from codedinv.bundle import CodedModel
+    from codedinv.model import CodedModel
 
     torch.set_num_threads(1)
     return CodedModel.load(folder, runtime="torch")

@@ -16,7 +16,7 @@ import time
 from collections import OrderedDict
 from typing import Any
 
-from codedinv.runtimes import choose_runtime
+from codedinv.model.runtimes import choose_runtime
 from codedinv.workers.backbone import Array, BackboneSpec, load_all, load_backbone
 from codedinv.workers.channel import Channel, Kind, Layout, Received
 from codedinv.workers.faults import Faults, FaultyBackbones

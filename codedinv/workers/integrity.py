@@ -41,7 +41,7 @@ def files_read(
     """
     if runtime == "torch":
         yield _MANIFEST
-        from codedinv.bundle_folder import file_names
+        from codedinv.model.folder import file_names
 
         yield from (name for name in file_names(folder) if name != _MANIFEST)
     else:

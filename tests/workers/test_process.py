@@ -293,7 +293,7 @@ def test_an_onnx_worker_has_no_torch_one_thread_and_little_memory(start_pool: St
 def test_a_worker_can_run_on_torch(
     small_bundle: Path, start_pool: StartPool, listen: Listen
 ) -> None:
-    from codedinv.bundle import CodedModel
+    from codedinv.model import CodedModel
 
     model = CodedModel.load(small_bundle)
     shapes = tuple(model.input_shape), tuple(model.embedding_shape)
