@@ -13,8 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codedinv.errors import BundleError
-from codedinv.runtimes import Runtime, choose_runtime
-from codedinv.workers.integrity import BACKBONE_FILE, files_read, sha256, verified
+from codedinv.model.runtimes import Runtime, choose_runtime
+from codedinv.workers.batches import most_at_once
+from codedinv.workers.integrity import (
+    BACKBONE_FILE,
+    ENCODER_FILE,
+    files_read,
+    sha256,
+    verified,
+)
 
 Array = NDArray[np.float32]
 # Queries (B, *input) -> embeddings (B, *embedding). One that does not take as many as a worker may
@@ -24,17 +31,19 @@ Backbone = Callable[[Array], Array]
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """Which backbone a worker runs. Made by `BackboneSpec.of`.
+    """Which backbone a worker runs, alone or behind the encoder. Made by `BackboneSpec.of`.
 
     Attributes:
         folder: a bundle's folder, absolute: a worker may be restarted after a chdir.
-        query_shape: of one query.
+        query_shape: of one query; of a parity model (k, *input).
         embedding_shape: of one result.
         runtime: "onnx": folder/backbone.onnx with ONNX Runtime on one thread, without torch;
             "torch": the bundle's own modules; "auto": the first where onnxruntime is installed.
         hashes: SHA-256 by file name, in hexadecimal, of at least every file that the runtime will
             read. A worker that finds anything else does not start.
         name: the bundle's; servers of other makers know the backbone by it.
+        parity: None, or a parity model: what it gets are the k queries of a group, of which the
+            bundle's encoder makes the parity query of this number, 0..r-1, for the backbone.
     """
 
     folder: str
@@ -43,6 +52,7 @@ class BackboneSpec:
     runtime: Runtime = "auto"
     hashes: Mapping[str, str] = field(kw_only=True)
     name: str = field(default="", kw_only=True)
+    parity: int | None = field(default=None, kw_only=True)
 
     @classmethod
     def of(
@@ -53,6 +63,7 @@ class BackboneSpec:
         runtime: Runtime = "auto",
         hashes: Mapping[str, str] | None = None,
         name: str = "",
+        parity: int | None = None,
     ) -> BackboneSpec:
         """Describes the backbone in a folder.
 
@@ -62,7 +73,7 @@ class BackboneSpec:
             hashes: as the attribute: of the files that the front end itself loaded
                 (`CodedModel.hashes`), so that its workers have the same. None: of those that are
                 in the folder now.
-            name: as the attribute.
+            name, parity: as the attributes.
 
         Raises:
             BundleError: a file is missing; only with `hashes` None, else the worker says so.
@@ -71,9 +82,10 @@ class BackboneSpec:
         folder = Path(os.path.abspath(folder))
         resolved = choose_runtime(runtime)
         if hashes is None:
-            hashes = {name: sha256(folder / name) for name in files_read(folder, resolved)}
+            names = files_read(folder, resolved, parity is not None)
+            hashes = {name: sha256(folder / name) for name in names}
         shapes = tuple(query_shape), tuple(embedding_shape)
-        return cls(str(folder), *shapes, resolved, hashes=dict(hashes), name=name)
+        return cls(str(folder), *shapes, resolved, hashes=dict(hashes), name=name, parity=parity)
 
     def to_json(self) -> str:
         """The spec as `from_json` reads it."""
@@ -87,16 +99,74 @@ class BackboneSpec:
             values[name] = tuple(values[name])
         return cls(**values)
 
-    def load(self) -> Backbone:
+    def load(self, backbone: Backbone | None = None) -> Backbone:
         """Loads the backbone into this process, from files that are those of `hashes`.
+
+        Args:
+            backbone: of a parity model: the bundle's, if it is loaded already.
 
         Raises:
             BundleError: a file is missing, or not the one that was meant.
             Whatever the runtime raises for a file that is damaged.
         """
         runtime = choose_runtime(self.runtime)
-        with verified(Path(self.folder), runtime, self.hashes):
-            return load_backbone(self.folder, runtime)
+        with verified(Path(self.folder), runtime, self.hashes, self.parity is not None):
+            if backbone is None or self.parity is None:
+                backbone = load_backbone(self.folder, runtime)
+            if self.parity is None:
+                return backbone
+            return ParityBackbone(backbone, load_encoder(self.folder, runtime), self.parity)
+
+
+@dataclass(frozen=True)
+class ParityBackbone:
+    """The backbone of a parity query that is made where it is used.
+
+    Attributes:
+        backbone: (B, *input) -> (B, *embedding).
+        encoder: (B, k, *input) -> (B, r, *input).
+        parity: which of the r.
+    """
+
+    backbone: Backbone
+    encoder: Callable[[Array], Array]
+    parity: int
+
+    def __call__(self, queries: Array) -> Array:
+        """(B, k, *input) -> (B, *embedding).
+
+        Raises:
+            ValueError: the encoder's result is not finite; the backbone never sees it.
+        """
+        parity = self.encoder(queries)[:, self.parity]
+        if not np.isfinite(parity).all():
+            raise ValueError("the parity query has NaN or infinite values")
+        return self.backbone(np.ascontiguousarray(parity))
+
+    @property
+    def max_batch(self) -> int:
+        """What both of its parts take at a time."""
+        return min(most_at_once(self.backbone), most_at_once(self.encoder))
+
+
+def load_all(specs: Mapping[str, BackboneSpec]) -> dict[str, Backbone]:
+    """Loads the models of a worker, each backbone once, and runs each once: a worker that says it
+    is ready has answered.
+
+    Raises:
+        Whatever `BackboneSpec.load` raises.
+        ValueError: a model gives another shape than its spec says.
+    """
+    plain: dict[str, Backbone] = {}  # by folder
+    loaded: dict[str, Backbone] = {}
+    for name, spec in sorted(specs.items(), key=lambda item: item[1].parity is not None):
+        backbone = loaded[name] = spec.load(plain.get(spec.folder))
+        if spec.parity is None:
+            plain[spec.folder] = backbone
+        got = backbone(np.zeros((1, *spec.query_shape), np.float32)).shape
+        if got != (1, *spec.embedding_shape):
+            raise ValueError(f"{name}: expected embeddings {spec.embedding_shape}, got {got[1:]}")
+    return loaded
 
 
 def load_backbone(folder: str | Path, runtime: Literal["onnx", "torch"]) -> Backbone:
@@ -106,6 +176,18 @@ def load_backbone(folder: str | Path, runtime: Literal["onnx", "torch"]) -> Back
         Whatever the runtime raises for a file that is missing or damaged.
     """
     return _load_onnx(Path(folder)) if runtime == "onnx" else _load_torch(Path(folder))
+
+
+def load_encoder(folder: str | Path, runtime: Literal["onnx", "torch"]) -> Callable[[Array], Array]:
+    """Loads the encoder that a folder holds, unverified: (B, k, *input) -> (B, r, *input).
+
+    Raises:
+        Whatever the runtime raises for a file that is missing or damaged.
+    """
+    if runtime == "onnx":
+        return _load_onnx(Path(folder), ENCODER_FILE)
+    encode: Backbone = _load_model(Path(folder)).encode
+    return encode
 
 
 class OnnxBackbone:
@@ -134,7 +216,7 @@ class OnnxBackbone:
         return np.asarray(results, np.float32)
 
 
-def _load_onnx(folder: Path) -> Backbone:
+def _load_onnx(folder: Path, file: str = BACKBONE_FILE) -> Backbone:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -143,17 +225,20 @@ def _load_onnx(folder: Path) -> Backbone:
     # A spinning thread would take the core that the next worker needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(
-        str(folder / BACKBONE_FILE), options, providers=["CPUExecutionProvider"]
+        str(folder / file), options, providers=["CPUExecutionProvider"]
     )
-    return OnnxBackbone(session, str(folder / BACKBONE_FILE))
+    return OnnxBackbone(session, str(folder / file))
+
+
+def _load_model(folder: Path) -> Any:
+    import torch
+
+    from codedinv.model import CodedModel
+
+    torch.set_num_threads(1)
+    return CodedModel.load(folder, runtime="torch")
 
 
 def _load_torch(folder: Path) -> Backbone:
-    import torch
-
-    from codedinv.bundle import CodedModel
-
-    torch.set_num_threads(1)
-    model = CodedModel.load(folder, runtime="torch")
-
-    return model.embed
+    embed: Backbone = _load_model(folder).embed
+    return embed

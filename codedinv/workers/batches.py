@@ -54,7 +54,7 @@ class Batching:
         says so by an attribute `max_batch`, as an ONNX graph whose batch axis is fixed does."""
         limits = {}
         for name, backbone in backbones.items():
-            own = getattr(backbone, "max_batch", self.max_batch)
+            own = most_at_once(backbone)
             limits[name] = min(self.max_batch, own)
             if own < self.max_batch:
                 text = "%s: its batch axis is fixed, so it takes %d at a time and not max_batch=%d"
@@ -63,6 +63,11 @@ class Batching:
 
 
 ONE_BY_ONE = Batching()
+
+
+def most_at_once(backbone: object) -> int:
+    """Queries that a backbone takes in one call at most."""
+    return int(getattr(backbone, "max_batch", MOST_IN_A_BATCH))
 
 
 class _Waiting(NamedTuple, Generic[_Item]):
