@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from codedinv.model.runtimes import choose_runtime
-from codedinv.workers.backbone import BackboneSpec, load_all, load_backbone
+from codedinv.workers.backbone import BackboneSpec, Place, load_all, load_backbone
 from codedinv.workers.batches import Batching, Queue, results_of
 from codedinv.workers.channel import Channel, Kind, Layout, Received
 from codedinv.workers.faults import Faults, FaultyBackbones
@@ -36,20 +36,20 @@ def main() -> int:
     embedding_shape = next(iter(specs.values())).embedding_shape
     queries = tuple(spec.query_shape for spec in specs.values())
     layout = Layout(queries, embedding_shape, config["slots"])
+    batching = Batching(*config["batching"])
     memory_fd = config["memory_fd"]
     channel = Channel(socket.socket(fileno=config["fd"]), memory_fd, layout, is_worker=True)
     if memory_fd is not None:
         os.close(memory_fd)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the parent is gone
         try:
-            loaded = load_all(specs)
+            loaded = load_all(specs, Place(config["device"], batching.max_batch))
         except Exception as error:
             channel.send_text(Kind.FATAL, f"{type(error).__name__}: {error}")
             return 1
         backbones = FaultyBackbones(
             loaded, time.sleep, _crash, lambda folder: load_backbone(folder, choose_runtime("auto"))
         )
-        batching = Batching(*config["batching"])
         queue: Queue[Received] = Queue(batching, batching.limits(loaded), config["slots"])
         channel.send_text(Kind.READY)
         Servant(channel, backbones, list(specs), layout.embedding_shape, queue).serve()

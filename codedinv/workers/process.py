@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from codedinv.workers.base import Versions
 from codedinv.workers.batches import ONE_BY_ONE, Batching
 from codedinv.workers.breakable import BreakablePool
 from codedinv.workers.channel import MOST_SLOTS, Kind, Received
+from codedinv.workers.devices import CPU
 from codedinv.workers.pool import Died, Dropped, Message, Ready, Result, TaskError
 from codedinv.workers.starter import Starter
 from codedinv.workers.worker_process import Launch, Version, WorkerProcess, import_path
@@ -37,6 +38,7 @@ class ProcessPool(BreakablePool):
         workers: how many indices there are.
         in_flight: tasks that a worker has in hand, 128 at most; more may be sent, and wait here.
         batching: how workers make batches.
+        devices: of workers 0, 1, ..., gone through again and again, see `choose_devices`.
 
     Raises:
         ValueError: models of different shapes, or a number out of range.
@@ -48,11 +50,12 @@ class ProcessPool(BreakablePool):
         workers: int,
         in_flight: int = 1,
         batching: Batching = ONE_BY_ONE,
+        devices: Sequence[str] = (CPU,),
     ) -> None:
         if in_flight < 1:
             raise ValueError(f"in_flight: expected 1 or more, got {in_flight}")
         specs = {"backbone": models} if isinstance(models, BackboneSpec) else models
-        self._batching = batching
+        self._batching, self._devices = batching, tuple(devices)
         self._slots = min(in_flight, MOST_SLOTS)
         self._versions = Versions({0: Version.of(specs, self._slots)})
         super().__init__(workers)  # last of all that may fail, for it opens descriptors
@@ -78,7 +81,8 @@ class ProcessPool(BreakablePool):
     def start(self, worker: int, generation: int, version: int = 0) -> None:
         self._check(worker)
         models = self._versions[version]
-        launch = Launch(worker, generation, models, self._import_path, self._batching)
+        device = self._devices[worker % len(self._devices)]
+        launch = Launch(worker, generation, models, self._import_path, self._batching, device)
         old = self._workers[worker]
         if old is not None:
             self._let_go(old)

@@ -16,6 +16,7 @@ from codedinv.errors import CodedInvError
 from codedinv.workers.backbone import BackboneSpec
 from codedinv.workers.batches import ONE_BY_ONE, Batching
 from codedinv.workers.channel import Channel, Layout, create_memory
+from codedinv.workers.devices import CPU
 from codedinv.workers.faults import Faults
 from codedinv.workers.outbox import Outbox
 
@@ -67,6 +68,7 @@ class Launch:
         version: what it runs.
         import_path: PYTHONPATH.
         batching: how it makes batches.
+        device: where it runs.
     """
 
     index: int
@@ -74,6 +76,7 @@ class Launch:
     version: Version
     import_path: str
     batching: Batching = ONE_BY_ONE
+    device: str = CPU
 
 
 class WorkerProcess:
@@ -166,6 +169,7 @@ def _run_child(launch: Launch, fd: int, memory_fd: int | None) -> subprocess.Pop
         "memory_fd": memory_fd,
         "slots": launch.version.layout.slots,
         "batching": astuple(launch.batching),
+        "device": launch.device,
         "parent": os.getpid(),
         "specs": {name: spec.to_json() for name, spec in launch.version.specs.items()},
     }
