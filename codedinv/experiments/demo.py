@@ -164,7 +164,13 @@ def serve(model: CodedModel, traffic: Traffic, column: Column, console: Console)
     ) as server:
         warm_up(server, model)
         before = server.stats().to_dict()
-        live = view.LiveView(column.label, record, traffic.labels, server.stats, console)
+        live = view.LiveView(
+            column.label,
+            count,
+            lambda: Tally.of(record.answers(), traffic.labels),
+            server.stats,
+            console,
+        )
         mishaps = Mishaps(
             server, plan_mishaps(workers, count), lambda m: live.event(m.worker, str(m))
         )
