@@ -8,11 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from codedinv import data
 from codedinv.bundle import CodedModel
 from codedinv.bundle_folder import CONSISTENCY
 from codedinv.errors import CodedInvError
-from codedinv.experiments.images import load_images
+from codedinv.experiments.images import load_examples
 from codedinv.runtimes import Runtime
 from codedinv.verification.calibrate import calibrate
 from codedinv.verification.store import save_consistency
@@ -34,11 +33,11 @@ def run_calibration(
     """
     console = Console(stderr=True)
     model = CodedModel.load(name_or_folder, runtime=runtime, threads=len(os.sched_getaffinity(0)))
-    images, _, _ = load_images(model, "train", folder)
+    queries = load_examples(model, "train", folder).queries()
     with console.status("calibrating") as status:
         check, found = calibrate(
             model,
-            data.to_queries(images),
+            queries,
             groups=groups,
             rate=rate,
             seed=seed,

@@ -15,7 +15,11 @@ from codedinv.nn.separable import SeparableNet
 
 Backbone = IResNet | ResNet
 
-_HEADS: dict[str, Callable[..., nn.Module]] = {
+BACKBONES: dict[str, type[IResNetConfig] | type[ResNetConfig]] = {
+    "iresnet": IResNetConfig,
+    "resnet": ResNetConfig,
+}
+HEADS: dict[str, Callable[..., nn.Module]] = {
     "pool": PoolHead,
     "linear": LinearHead,
     "dense": DenseHead,
@@ -30,7 +34,7 @@ def build_backbone(config: dict[str, Any], bounded: bool = False) -> Backbone:
         config: fields of IResNetConfig or ResNetConfig.
         bounded: register the i-ResNet's spectral-norm parametrization, for training.
     """
-    kind, rest = _split(config, "backbone", ("iresnet", "resnet"))
+    kind, rest = _split(config, "backbone", tuple(BACKBONES))
     if kind == "resnet":
         return ResNet(ResNetConfig.from_dict(rest))
     return IResNet(IResNetConfig.from_dict(rest), bounded=bounded)
@@ -38,8 +42,8 @@ def build_backbone(config: dict[str, Any], bounded: bool = False) -> Backbone:
 
 def build_head(config: dict[str, Any]) -> nn.Module:
     """Builds a head from {"kind": "pool" | "linear" | "dense" | "conv", "embedding_shape", ...}."""
-    kind, rest = _split(config, "head", tuple(_HEADS))
-    return _HEADS[kind](**_lists_as_tuples(rest))
+    kind, rest = _split(config, "head", tuple(HEADS))
+    return HEADS[kind](**_lists_as_tuples(rest))
 
 
 def build_encoder(config: dict[str, Any]) -> Encoder:
