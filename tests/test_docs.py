@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from codedinv.bundle import CodedModel, bundled_names
 from codedinv.experiments.tables import (
     accuracy_receipts,
     accuracy_tables,
     replace_table,
     with_tables,
 )
+from codedinv.model import CodedModel, bundled_names
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codedinv.bundle import CodedModel
 from codedinv.experiments.degraded import (
     Floats,
     Known,
@@ -25,6 +24,7 @@ from codedinv.experiments.degraded import (
 )
 from codedinv.experiments.groupings import Groups, alike_groups, arrival_groups
 from codedinv.experiments.intervals import Estimate, Outcomes, difference, interval
+from codedinv.model import CodedModel
 
 __all__ = [
     "Accuracy",

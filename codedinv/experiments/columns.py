@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from codedinv.bundle import CodedModel
+from codedinv.model import CodedModel
 from codedinv.serving import Policy
 
 UNCODED, REPLICATION, HEDGED = "uncoded", "replication 2x", "hedged at p95"

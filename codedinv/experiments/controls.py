@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codedinv.bundle import CodedModel
 from codedinv.experiments.accuracy import Accuracy, Progress, evaluate
 from codedinv.experiments.degraded import Floats, Known
 from codedinv.experiments.fusing import likeliest_weights
 from codedinv.experiments.intervals import Estimate
-from codedinv.light import log_softmax
+from codedinv.model import CodedModel
+from codedinv.model.light import log_softmax
 
 
 @dataclass(frozen=True)
