@@ -10,6 +10,7 @@ from torch import nn
 from codedinv.nn.encoder import Encoder, EncoderConfig
 from codedinv.nn.heads import ConvHead, DenseHead, LinearHead, PoolHead
 from codedinv.nn.iresnet import IResNet, IResNetConfig
+from codedinv.nn.light import Perceptron, SeparableSeries
 from codedinv.nn.resnet import ResNet, ResNetConfig
 from codedinv.nn.separable import SeparableNet
 
@@ -24,6 +25,13 @@ HEADS: dict[str, Callable[..., nn.Module]] = {
     "linear": LinearHead,
     "dense": DenseHead,
     "conv": ConvHead,
+}
+
+
+LIGHTS: dict[str, Callable[..., nn.Module]] = {
+    "separable": SeparableNet,
+    "separable-series": SeparableSeries,
+    "perceptron": Perceptron,
 }
 
 
@@ -52,10 +60,10 @@ def build_encoder(config: dict[str, Any]) -> Encoder:
     return Encoder(EncoderConfig.from_dict(rest))
 
 
-def build_light(config: dict[str, Any]) -> SeparableNet:
-    """Builds a light model from {"kind": "separable", "input_shape", "outputs", "width", ...}."""
-    _, rest = _split(config, "light", ("separable",))
-    return SeparableNet(**_lists_as_tuples(rest))
+def build_light(config: dict[str, Any]) -> nn.Module:
+    """Builds a light model from {"kind": "separable" | "separable-series" | "perceptron", ...}."""
+    kind, rest = _split(config, "light", tuple(LIGHTS))
+    return LIGHTS[kind](**_lists_as_tuples(rest))
 
 
 def _lists_as_tuples(config: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codedinv.nn import Backbone, SeparableNet, macs, widest_separable
+from codedinv.nn import Backbone, light_for, macs
 from codedinv.training.descent import Descent
 from codedinv.training.fixed import FixedClassifier
 from codedinv.training.identity import module_print
@@ -21,13 +21,13 @@ from codedinv.training.measures import accuracy
 from codedinv.training.recipe import LightRecipe, Recipe
 
 
-def build_recipe_light(recipe: Recipe, backbone: Backbone, outputs: int = 10) -> SeparableNet:
+def build_recipe_light(recipe: Recipe, backbone: Backbone, outputs: int = 10) -> nn.Module:
     """The widest light model within the recipe's share of the backbone's work, untrained."""
     config = backbone.config
     work = macs(backbone, torch.zeros(1, *config.input_shape))
     budget = light_recipe(recipe).budget * work
     torch.manual_seed(recipe.seed + 2)
-    return widest_separable(budget, config.input_shape, outputs, config.mean, config.std)
+    return light_for(config.input_shape, outputs, budget, config.mean, config.std)
 
 
 def light_recipe(recipe: Recipe) -> LightRecipe:
@@ -50,7 +50,7 @@ def fit_light(
     device: str = "cpu",
     resume: bool = True,
     cache: Path | None = None,
-) -> SeparableNet:
+) -> nn.Module:
     """Trains a light model on a teacher's answers and the labels, then calibrates it.
 
     Its targets are `distillation` parts the answer of its teacher (the classifier itself, if the
@@ -88,7 +88,7 @@ def fit_light(
     state = train(training, out, resume)
     light.eval()
     if len(held_out):
-        light.temperature.fill_(best_temperature(light, held_out))
+        light.get_buffer("temperature").fill_(best_temperature(light, held_out))
     torch.save(
         {
             "recipe": recipe.model_dump_json(),
@@ -154,7 +154,7 @@ def light_training(
     )
 
 
-def load_light(recipe: Recipe, backbone: Backbone, path: Path) -> SeparableNet:
+def load_light(recipe: Recipe, backbone: Backbone, path: Path) -> nn.Module:
     """Reads what fit_light left for the same backbone and budget.
 
     Raises:
