@@ -232,7 +232,7 @@ def _write_bundle(job: _Job, model: CodedModel) -> None:
     model.metadata["metrics"] = report
     model.save(job.out / "bundle")
     console = Console()
-    if model.scheme == "invertible":
+    if model.scheme != "guided":
         _calibrate(job, model, console)
     console.print(as_table(report))
     console.print(f"wrote {job.out / 'bundle'}", highlight=False)

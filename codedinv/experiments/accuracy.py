@@ -164,7 +164,7 @@ def _groups_by_kind(
     """("arrival" | "choosing" | "alike", groups); the latter two for codes with a light model."""
     k = model.code.k
     yield "arrival", arrival_groups(order, k)
-    if known.light is not None and model.scheme == "invertible":
+    if known.light is not None and model.scheme != "guided":
         classes = known.light.argmax(axis=1)
         yield "choosing", alike_groups(order, classes, k, among=CHOICE * k)
         yield "alike", alike_groups(order, classes, k)

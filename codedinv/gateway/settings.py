@@ -60,7 +60,9 @@ class ModelSettings(BaseModel):
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     workers: Annotated[int, Field(ge=1)] | tuple[str, ...] | None = None
     backend: Literal["process", "thread", "ray"] | None = None
-    scheme: Literal["invertible", "guided", "replication", "uncoded"] | None = None
+    scheme: Literal["invertible", "worker-encoded", "guided", "replication", "uncoded"] | None = (
+        None
+    )
     grouping: Literal["arrival", "alike"] = "arrival"
     fuse: bool = True
     fallback: Literal["light"] | None = None
