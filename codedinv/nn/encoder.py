@@ -101,7 +101,7 @@ class Encoder(nn.Module):
         self.out = layer(config.width, pixels, 1)
         # Training starts from the weighted sum of the queries.
         nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.out.bias)
 
     def config_dict(self) -> dict[str, Any]:
         return {"kind": "sum", **asdict(self.config)}

@@ -38,6 +38,7 @@ class Perceptron(nn.Module):
             "outputs": outputs,
             "widths": list(widths),
         }
+        self.widths = tuple(widths)
         self.register_buffer("temperature", torch.ones(()))
         size = math.prod(input_shape)
         self.norm = nn.BatchNorm1d(size, affine=False)  # queries come in any unit
@@ -129,6 +130,7 @@ def light_for(
         ValueError: the budget does not even pay for a linear model.
     """
     query = torch.zeros(1, *input_shape)
+    found: nn.Module | None = None
     if len(input_shape) == 3 and min(input_shape[1:]) >= _SMALLEST_SIDE:
         channels, height, width = input_shape
         means = tuple(mean) or (0.0,) * channels
@@ -140,8 +142,6 @@ def light_for(
         )
     elif len(input_shape) == 2 and max(input_shape) >= _SMALLEST_SIDE:
         found = widest(lambda w: SeparableSeries(input_shape, outputs, w), budget, query)
-    else:
-        found = None
     return found if found is not None else _perceptron(input_shape, outputs, budget, query)
 
 
@@ -149,11 +149,11 @@ def _perceptron(
     input_shape: Sequence[int], outputs: int, budget: float, query: Tensor
 ) -> Perceptron:
     two = widest(lambda w: Perceptron(input_shape, outputs, (w, w)), budget, query)
-    if two is not None and two.hidden[0].out_features >= _SECOND_LAYER_FROM:
+    if two is not None and two.widths[0] >= _SECOND_LAYER_FROM:
         return two
     one = widest(lambda w: Perceptron(input_shape, outputs, (w,)), budget, query)
     linear = Perceptron(input_shape, outputs, ())
-    if one is not None and one.hidden[0].out_features >= outputs:
+    if one is not None and one.widths[0] >= outputs:
         return one
     if macs(linear, query) <= budget:
         return linear

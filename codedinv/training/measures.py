@@ -14,15 +14,23 @@ _BATCH = 1000
 
 
 @torch.no_grad()
-def accuracy(backbone: nn.Module, head: nn.Module, examples: Examples) -> float:
-    """Share of right answers in percent; the head's first outputs are the classes."""
+def accuracy(
+    backbone: nn.Module, head: nn.Module, examples: Examples, outputs: int | None = None
+) -> float:
+    """Share of right answers in percent.
+
+    Args:
+        backbone, head: on one device; the head alone where the backbone is the identity.
+        examples: to ask for.
+        outputs: classes of the first task; None: there is one.
+    """
     backbone.eval()
     head.eval()
     device = next(head.parameters()).device
     right = 0
     for at in range(0, len(examples), _BATCH):
         x, y = _tensors(examples, slice(at, at + _BATCH), device)
-        right += int((head(backbone(x)).argmax(1) == y).sum())
+        right += int((head(backbone(x))[:, :outputs].argmax(1) == y).sum())
     return 100.0 * right / len(examples)
 
 
