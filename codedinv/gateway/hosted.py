@@ -221,6 +221,10 @@ async def _started(settings: ModelSettings) -> CodedServer:
         grouping=settings.grouping,
         fuse=settings.fuse,
         fallback=settings.fallback,
+        max_batch=settings.max_batch,
+        max_queue_delay_us=settings.max_queue_delay_us,
+        devices=settings.devices,
+        runtime=settings.runtime,
     )
     return await server.__aenter__()
 

@@ -51,6 +51,7 @@ class ModelSettings(BaseModel):
         grouping: as `CodedServer` takes it.
         fuse: as `CodedServer` takes it.
         fallback: "light": answers what nothing else answered in time.
+        max_batch, max_queue_delay_us, devices, runtime: as `CodedServer` takes them.
         policy: fields of `Policy`.
     """
 
@@ -66,6 +67,10 @@ class ModelSettings(BaseModel):
     grouping: Literal["arrival", "alike"] = "arrival"
     fuse: bool = True
     fallback: Literal["light"] | None = None
+    max_batch: int = 1
+    max_queue_delay_us: int = 0
+    devices: str | tuple[str, ...] = "cpu"
+    runtime: Literal["auto", "onnx", "torch"] = "auto"
     policy: Annotated[Policy, BeforeValidator(_policy)] = Policy()
 
 

@@ -8,12 +8,14 @@ import threading
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
 
 from codedinv.errors import CodedInvError, WrongProcess
+from codedinv.model.runtimes import Runtime
 from codedinv.schemes import Scheme, ServedModel
 from codedinv.schemes.scheme import Array
 from codedinv.serving import batches
@@ -29,7 +31,9 @@ from codedinv.serving.prediction import Prediction
 from codedinv.serving.queries import check_deadline
 from codedinv.serving.runners import Home, in_thread, to_the_end
 from codedinv.serving.versions import Fallback
-from codedinv.workers import Pool
+from codedinv.workers import Batching, Pool
+from codedinv.workers.batches import ONE_BY_ONE
+from codedinv.workers.devices import CPU, choose_devices, choose_runtime_on
 
 _PATIENCE_S = 10.0  # beyond its own limit, for the loop to tell that a worker did not start
 
@@ -68,6 +72,15 @@ class CodedServer:
             function of queries (B, *input) to {task: (B, outputs)}, or an array where there is one
             task; it runs in the server's loop, so it must be quick. Or constants, a mapping task ->
             (outputs,). Or "light", the model's own light model. None: that one if there is one.
+        max_batch: queries that a local worker takes in one call at most, of those that wait at it,
+            64 or fewer. A worker then has twice as many in hand (`Policy.in_flight` is raised to
+            that): one batch runs and the next one waits.
+        max_queue_delay_us: how long the oldest query at an idle worker may wait for others to fill
+            the batch. It pays where a call of many takes hardly longer than a call of one.
+        devices: of worker processes: "cpu", "cuda" (all there are, in turn; several workers may
+            share one), or a list, ["cuda:0", "cuda:1"], gone through again and again.
+        runtime: what runs the model in worker processes: "onnx", "torch", or "auto": ONNX Runtime
+            where it is installed; on CUDA devices torch where that is built for them.
         on_correction: called with (query id, `Prediction`) when the exact answer comes after a
             reconstructed one or a fallback was given; runs where done-callbacks run.
 
@@ -92,10 +105,17 @@ class CodedServer:
         fuse: bool = True,
         pool: Pool | None = None,
         fallback: Fallback = None,
+        max_batch: int = 1,
+        max_queue_delay_us: int = 0,
+        devices: str | Sequence[str] = CPU,
+        runtime: Runtime = "auto",
         on_correction: Corrected | None = None,
     ) -> None:
         _check_workers(workers, backend, pool)
-        self.policy = policy if policy is not None else Policy()
+        batching = Batching(max_batch, max_queue_delay_us)
+        chosen = choose_devices(devices)
+        _check_local(workers, backend, pool, batching, chosen, runtime)
+        self.policy = _with_room(policy if policy is not None else Policy(), batching)
         self._owner = os.getpid()
         self._deployments = Deployments(
             scheme,
@@ -106,6 +126,7 @@ class CodedServer:
             others_too=pool is not None,
             verify=self.policy.verify,
             start_timeout_s=self.policy.start_timeout_s,
+            runtime=choose_runtime_on(chosen, runtime),
         )
         self._scheme_is_fixed = isinstance(scheme, Scheme)
         self._reloading = threading.Lock()
@@ -116,8 +137,8 @@ class CodedServer:
         count = workers if isinstance(workers, int) else len(workers)
         try:
             if pool is None:
-                in_flight = self.policy.in_flight
-                pool = make_pool(now.models, backend or "process", workers, in_flight)
+                kind, in_flight = backend or "process", self.policy.in_flight
+                pool = make_pool(now.models, kind, workers, in_flight, batching, chosen)
             else:
                 pool.provide(0, now.models)
             self.pool: Any = pool  # a local one can do more than a `Pool`
@@ -392,6 +413,31 @@ def _check_workers(
         raise ValueError(
             f"workers: expected an integer of 1 or more, or endpoints, got {workers!r}"
         )
+
+
+def _check_local(
+    workers: int | Sequence[str] | None,
+    backend: Backend | None,
+    pool: Pool | None,
+    batching: Batching,
+    devices: tuple[str, ...],
+    runtime: Runtime,
+) -> None:
+    """Refuses what only local workers can do of others."""
+    elsewhere = pool is not None or backend == "ray" or not isinstance(workers, int | None)
+    if batching != ONE_BY_ONE and elsewhere:
+        raise ValueError(
+            "max_batch and max_queue_delay_us: expected with processes or threads of this machine; "
+            "other servers, Ray actors and pools of your own make their batches themselves"
+        )
+    if (devices != (CPU,) or runtime != "auto") and (elsewhere or backend == "thread"):
+        raise ValueError("devices and runtime: expected with worker processes of this machine")
+
+
+def _with_room(policy: Policy, batching: Batching) -> Policy:
+    """The policy, under which a worker may hold a batch that runs and one that waits."""
+    least = 2 * batching.max_batch if batching.max_batch > 1 else 1
+    return replace(policy, in_flight=max(policy.in_flight, least))
 
 
 def _check_fit(new: Deployment, present: Deployment) -> None:
