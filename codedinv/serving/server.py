@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
 
+import numpy as np
+
 from codedinv.errors import CodedInvError, WrongProcess
 from codedinv.schemes import Scheme, ServedModel
 from codedinv.schemes.scheme import Array
@@ -26,7 +28,7 @@ from codedinv.serving.light import Grouping
 from codedinv.serving.metrics import Snapshot, Stats
 from codedinv.serving.policy import Policy
 from codedinv.serving.prediction import Prediction
-from codedinv.serving.queries import check_deadline
+from codedinv.serving.queries import QueryCheck, check_deadline
 from codedinv.serving.runners import Home, in_thread, to_the_end
 from codedinv.serving.versions import Fallback
 from codedinv.workers import Pool
@@ -179,8 +181,21 @@ class CodedServer:
         """
         if os.getpid() != self._owner:
             self._check_process()
-        seconds = self.policy.deadline_s if deadline is None else check_deadline(deadline)
-        return self._engine.admission.submit(self._deployed[0].check.one(x), seconds)
+        query = self._deployed[0].check.one(x)
+        return self._engine.admission.submit(query, self._seconds(deadline))
+
+    def _submit_checked(
+        self, check: QueryCheck, seconds: float | None, query: np.ndarray[Any, Any]
+    ) -> PredictionFuture:
+        """As `submit`, of a query that `check` has passed."""
+        if os.getpid() != self._owner:
+            self._check_process()
+        now = self._deployed[0].check
+        own = check.copy(query) if check is now else now.one(query)  # or reloaded meanwhile
+        return self._engine.admission.submit(own, seconds)
+
+    def _seconds(self, deadline: float | None) -> float | None:
+        return self.policy.deadline_s if deadline is None else check_deadline(deadline)
 
     def predict(self, x: Any, deadline: float | None = None) -> Prediction | list[Prediction]:
         """Answers one query (*input), or a batch (B, *input) as `predict_batch` does.
@@ -188,9 +203,10 @@ class CodedServer:
         Raises:
             As `submit` and its future; WrongThread: as `predict_batch`.
         """
-        queries, single = self._deployed[0].check.one_or_batch(x)
+        check = self._deployed[0].check
+        queries, single = check.one_or_batch(x)
         if not single:
-            return self._predict(queries, deadline)
+            return self._predict(check, queries, deadline)
         self._home.check_may_wait("predict", "await predict_async(x)")
         future = self.submit(queries[0], deadline)
         try:
@@ -209,19 +225,23 @@ class CodedServer:
             As `submit` and its future; the first error once all queries have ended.
             WrongThread: this thread's event loop runs the server, and must not wait.
         """
-        return self._predict(self._deployed[0].check.batch(xs), deadline)
+        check = self._deployed[0].check
+        return self._predict(check, check.batch(xs), deadline)
 
-    def _predict(self, queries: Iterable[Array], deadline: float | None) -> list[Prediction]:
+    def _predict(
+        self, check: QueryCheck, queries: Iterable[Array], deadline: float | None
+    ) -> list[Prediction]:
         self._home.check_may_wait("predict", "await predict_async(x)")
-        submit = partial(self.submit, deadline=deadline)
+        submit = partial(self._submit_checked, check, self._seconds(deadline))
         return batches.predict(submit, queries, self._most_at_once)
 
     async def predict_async(
         self, x: Any, deadline: float | None = None
     ) -> Prediction | list[Prediction]:
         """As `predict`, without blocking the event loop. Cancelling it cancels its queries."""
-        queries, single = self._deployed[0].check.one_or_batch(x)
-        submit = partial(self.submit, deadline=deadline)
+        check = self._deployed[0].check
+        queries, single = check.one_or_batch(x)
+        submit = partial(self._submit_checked, check, self._seconds(deadline))
         predictions = await batches.predict_async(submit, queries, self._most_at_once)
         return predictions[0] if single else predictions
 
