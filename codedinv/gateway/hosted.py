@@ -221,6 +221,7 @@ async def _started(settings: ModelSettings) -> CodedServer:
         grouping=settings.grouping,
         fuse=settings.fuse,
         fallback=settings.fallback,
+        security=settings.security_of_workers,
     )
     return await server.__aenter__()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from codedinv.serving.queries import QueryCheck
 from codedinv.serving.temporary import TemporaryFolder, is_temporary
 from codedinv.serving.versions import Fallback, Served, build_served, load_model, try_out
 from codedinv.workers import Backbone, BackboneSpec, Pool, ProcessPool, ThreadPool
+
+if TYPE_CHECKING:
+    from codedinv.workers.oip import Security
 
 Backend = Literal["process", "thread", "ray"]
 
@@ -115,7 +118,11 @@ class Deployments:
 
 
 def make_pool(
-    models: Mapping[str, Any], backend: Backend, workers: int | Sequence[str], in_flight: int
+    models: Mapping[str, Any],
+    backend: Backend,
+    workers: int | Sequence[str],
+    in_flight: int,
+    security: Security | None = None,
 ) -> Pool:
     """The workers, and one index more for the spare that a reload uses.
 
@@ -124,15 +131,16 @@ def make_pool(
         backend: what they are; any, where `workers` are endpoints.
         workers: how many; or the endpoints of servers of the Open Inference Protocol.
         in_flight: tasks that a worker holds.
+        security: certificates and token for endpoints.
 
     Raises:
-        ValueError: an endpoint that cannot be understood.
+        ValueError: an endpoint that cannot be understood, or files that are no certificates.
         ImportError: what the workers need is not installed; it names the extra.
     """
     if not isinstance(workers, int):
         from codedinv.workers.oip import OipPool
 
-        return OipPool(models, workers, in_flight)
+        return OipPool(models, workers, in_flight, security)
     if backend == "ray":
         from codedinv.workers.ray import RayPool
 

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -32,6 +32,9 @@ from codedinv.serving.queries import QueryCheck, check_deadline
 from codedinv.serving.runners import Home, in_thread, to_the_end
 from codedinv.serving.versions import Fallback
 from codedinv.workers import Pool
+
+if TYPE_CHECKING:
+    from codedinv.workers.oip import Security
 
 _PATIENCE_S = 10.0  # beyond its own limit, for the loop to tell that a worker did not start
 
@@ -65,6 +68,9 @@ class CodedServer:
             carries; where it carries none they are given as they are decoded.
         pool: workers of your own in place of a backend, with `workers + 1` indices: the last is
             the spare that a reload uses. The server closes it.
+        security: certificates and token for endpoints, as `codedinv.workers.oip.Security(ca=...,
+            certificate=..., key=..., token=...)`; the first for grpcs:// and https://, with the
+            two others where the servers want to know who asks.
         fallback: answers a query that nothing else answered in time, with source "fallback". A
             function of queries (B, *input) to {task: (B, outputs)}, or an array where there is one
             task; it runs in the server's loop, so it must be quick. Or constants, a mapping task ->
@@ -92,10 +98,11 @@ class CodedServer:
         grouping: Grouping = "arrival",
         fuse: bool = True,
         pool: Pool | None = None,
+        security: Security | None = None,
         fallback: Fallback = None,
         on_correction: Corrected | None = None,
     ) -> None:
-        _check_workers(workers, backend, pool)
+        _check_workers(workers, backend, pool, security)
         self.policy = policy if policy is not None else Policy()
         self._owner = os.getpid()
         self._deployments = Deployments(
@@ -118,7 +125,8 @@ class CodedServer:
         try:
             if pool is None:
                 in_flight = self.policy.in_flight
-                pool = make_pool(now.models, backend or "process", workers, in_flight)
+                backend = backend or "process"
+                pool = make_pool(now.models, backend, workers, in_flight, security)
             else:
                 pool.provide(0, now.models)
             self.pool: Any = pool  # a local one can do more than a `Pool`
@@ -393,9 +401,14 @@ def _replace(deployed: list[Deployment], deployment: Deployment, reloaded: Futur
 
 
 def _check_workers(
-    workers: int | Sequence[str] | None, backend: Backend | None, pool: Pool | None
+    workers: int | Sequence[str] | None,
+    backend: Backend | None,
+    pool: Pool | None,
+    security: Security | None,
 ) -> None:
     """Refuses arguments of `CodedServer` that do not go together."""
+    if security is not None and (workers is None or isinstance(workers, int)):
+        raise ValueError("security: expected with `workers` that are endpoints")
     if backend not in (None, *get_args(Backend)):
         raise ValueError(f"backend: expected 'process', 'thread' or 'ray', got {backend!r}")
     if pool is not None and (backend is not None or not isinstance(workers, int)):

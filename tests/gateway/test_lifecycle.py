@@ -24,6 +24,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from codedinv.oip import InferRequest, Tensor, grpc_codec
 from codedinv.oip.messages import Stub, message
+from tests.certificates import Authority
 from tests.gateway.conftest import BUNDLE
 from tests.gateway.servers import (
     ROOT,
@@ -300,20 +301,10 @@ def test_a_token_over_grpc(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ca, server and client, PEM files of a day."""
-    folder = tmp_path_factory.mktemp("tls")
-
-    def run(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=folder)
-
-    new = ("req", "-newkey", "rsa:2048", "-nodes", "-days", "1")
-    run(*new, "-x509", "-subj", "/CN=ca", "-keyout", "ca.key", "-out", "ca.pem")
-    (folder / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost")
-    for name in ("server", "client"):
-        run(*new, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
-        signed = ("x509", "-req", "-days", "1", "-CA", "ca.pem", "-CAkey", "ca.key")
-        run(*signed, "-CAcreateserial", "-extfile", "names", "-in", f"{name}.csr",
-            "-out", f"{name}.pem")  # fmt: skip
-    return folder
+    authority = Authority(tmp_path_factory.mktemp("tls"))
+    authority.sign("server")
+    authority.sign("client")
+    return authority.folder
 
 
 @pytest.mark.parametrize(
