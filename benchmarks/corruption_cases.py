@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codedinv import CodedModel
-from codedinv.bundle_folder import BACKBONE
-from codedinv.runtimes import OnnxNetwork
+from codedinv.model.manifest import BACKBONE
+from codedinv.model.runtimes import OnnxNetwork
 from codedinv.verification.calibrate import syndromes
 
 Floats = NDArray[np.float32]

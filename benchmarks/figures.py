@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 
 from codedinv import CodedModel
-from codedinv.bundle import bundled_names
 from codedinv.data import load_fashion_mnist, to_queries
 from codedinv.experiments.accuracy import known_of
 from codedinv.experiments.degraded import Known, degraded_answers
 from codedinv.experiments.groupings import alike_groups
 from codedinv.experiments.receipts import write_receipt
 from codedinv.experiments.tables import accuracy_receipts
+from codedinv.model import bundled_names
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "figures"

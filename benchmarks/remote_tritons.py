@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from codedinv.bundle import CodedModel
 from codedinv.data import load_test_images, to_queries
 from codedinv.experiments.receipts import write_receipt
 from codedinv.experiments.traffic import Answer, Record, poisson_arrivals, send
+from codedinv.model import CodedModel
 from codedinv.serving import CodedServer
 from codedinv.triton_repo import write_repository
 from tests import triton_servers

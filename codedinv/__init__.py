@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from codedinv.bundle import CodedModel
     from codedinv.coding import Code, StreamingDecoder
     from codedinv.errors import (
         BundleError,
@@ -23,13 +22,14 @@ if TYPE_CHECKING:
         WrongProcess,
         WrongThread,
     )
+    from codedinv.model import CodedModel
     from codedinv.serving import CodedServer, Policy, Prediction
 
 __version__ = "0.1.0"
 
 _HOME = {
     "CodedServer": "codedinv.serving",
-    "CodedModel": "codedinv.bundle",
+    "CodedModel": "codedinv.model",
     "Code": "codedinv.coding",
     "StreamingDecoder": "codedinv.coding",
     "Policy": "codedinv.serving",

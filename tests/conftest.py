@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from codedinv.bundle import CodedModel
 from codedinv.coding import Code
 from codedinv.data import load_test_images, write_idx
+from codedinv.model import CodedModel
 from codedinv.nn import DenseHead, Encoder, EncoderConfig, IResNet, IResNetConfig, StageConfig
 
 INPUT_SHAPE = (1, 28, 28)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codedinv.bundle import CodedModel
 from codedinv.cli import main
+from codedinv.model import CodedModel
 
 
 def run(*arguments: str | Path) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from codedinv.bundle import CodedModel
+from codedinv.model import CodedModel
 from codedinv.triton_repo import write_repository
 from codedinv.workers.oip import Endpoint
 from tests import triton_servers

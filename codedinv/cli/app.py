@@ -427,7 +427,9 @@ def train_encoder(
     out: OutOption = None,
     classifier: Annotated[
         Path | None,
-        typer.Option(help="Folder of the trained classifier; default: the one of --out."),
+        typer.Option(
+            help="Folder of the trained classifier, or a bundle that has it; default: --out."
+        ),
     ] = None,
     device: DeviceOption = "cpu",
     resume: ResumeOption = True,

@@ -9,13 +9,13 @@ from pathlib import Path
 from rich.console import Console
 
 from codedinv import data
-from codedinv.bundle import CodedModel
-from codedinv.bundle_folder import CONSISTENCY
 from codedinv.errors import CodedInvError
 from codedinv.experiments.images import load_images
-from codedinv.runtimes import Runtime
+from codedinv.model import CodedModel
+from codedinv.model.calibration import save_consistency
+from codedinv.model.manifest import CONSISTENCY
+from codedinv.model.runtimes import Runtime
 from codedinv.verification.calibrate import calibrate
-from codedinv.verification.store import save_consistency
 
 
 def run_calibration(

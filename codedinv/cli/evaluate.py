@@ -9,11 +9,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from codedinv.bundle import CodedModel
 from codedinv.cli.reports import as_table, full_report
 from codedinv.experiments.images import load_test_images
 from codedinv.experiments.receipts import command_line, write_receipt
-from codedinv.runtimes import Runtime
+from codedinv.model import CodedModel
+from codedinv.model.runtimes import Runtime
 
 
 def run_evaluation(

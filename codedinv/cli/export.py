@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from codedinv.bundle import CodedModel
-from codedinv.bundle_folder import file_sizes
+from codedinv.model import CodedModel
+from codedinv.model.folder import file_sizes
 from codedinv.triton_repo import Backend, write_repository
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from codedinv.bundle import CodedModel, bundled_names
-from codedinv.bundle_folder import SCHEMA_VERSION, file_sizes
+from codedinv.model import CodedModel, bundled_names
+from codedinv.model.folder import file_sizes
+from codedinv.model.manifest import SCHEMA_VERSION
 
 
 def show_info(name_or_folder: str | None, as_json: bool) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from codedinv.bundle import CodedModel
 from codedinv.experiments.accuracy import Accuracy, Progress, evaluate, known_of
 from codedinv.experiments.controls import (
     Controls,
@@ -19,6 +18,7 @@ from codedinv.experiments.controls import (
     price_of,
     retained_gain,
 )
+from codedinv.model import CodedModel
 
 _WAYS = {
     "arrival": "code alone, groups in order of arrival",
@@ -163,7 +163,7 @@ def as_table(report: dict[str, Any]) -> Table:
             cells = (f"{value:.2f}", "") if low is None else _cells(value, low, high)
             table.add_row(f"control: {label}", *cells, _price(report, name))
     share = report["controls"]["affine_share"]
-    table.add_row("control: affine share of the backbone", f"{100 * share:.1f}", "", "")
+    table.add_row("control: affine share of the backbone", f"{share:.2f} of 1", "", "")
     return table
 
 

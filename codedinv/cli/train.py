@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,19 +13,24 @@ from rich.console import Console
 from torch import nn
 
 from codedinv import data
-from codedinv.bundle import CodedModel
 from codedinv.cli.reports import as_table, full_report
 from codedinv.experiments.fusing import fit_fusion
 from codedinv.experiments.images import learnt_data
 from codedinv.experiments.receipts import circumstances, command_line
+from codedinv.model import CodedModel, bundled_names
+from codedinv.model.calibration import save_consistency
 from codedinv.nn import Backbone
-from codedinv.training.classifier import fit_classifier, fit_head_alone, load_classifier
+from codedinv.training.classifier import (
+    build_classifier,
+    fit_classifier,
+    fit_head_alone,
+    load_classifier,
+)
 from codedinv.training.encoder import fit_encoder, recipe_code
 from codedinv.training.images import load_training_images
 from codedinv.training.light import fit_light, load_light
 from codedinv.training.recipe import Recipe, load_recipe
 from codedinv.verification.calibrate import calibrate
-from codedinv.verification.store import save_consistency
 
 # The training commands of a bundle, in order; kept in its provenance.
 _COMMANDS = "commands.json"
@@ -71,6 +76,8 @@ class _Job:
 
     def commands(self, folder: Path) -> dict[str, str]:
         path = folder / _COMMANDS
+        if folder == self.trained and (bundle := self.bundle()) is not None:
+            return dict(bundle.metadata.get("provenance", {}).get("commands", {}))
         return dict(json.loads(path.read_text())) if path.is_file() else {}
 
     def classifier(self, recipe_name: str) -> tuple[Backbone, nn.Module]:
@@ -80,6 +87,8 @@ class _Job:
             ValueError: it has not been trained, or by a recipe with another network.
         """
         path = self.trained / "classifier.pt"
+        if (bundle := self.bundle()) is not None:
+            return self._bundled(bundle)
         if not path.is_file():
             raise ValueError(
                 f"--classifier: {path} is missing; train it first: "
@@ -89,6 +98,25 @@ class _Job:
             return load_classifier(self.recipe, path)
         except RuntimeError as error:
             raise ValueError(f"{path} was trained by a recipe with another network") from error
+
+    def bundle(self) -> CodedModel | None:
+        """The bundle that --classifier names, if it names one."""
+        is_name = self.trained != self.out and str(self.trained) in bundled_names()
+        if not is_name and not (self.trained / "bundle.json").is_file():
+            return None
+        return CodedModel.load(str(self.trained), runtime="torch")
+
+    @property
+    def embeddings(self) -> Path:
+        """The cache of what the backbone makes of the training images."""
+        return (self.out if self.bundle() is not None else self.trained) / _EMBEDDINGS
+
+    def _bundled(self, bundle: CodedModel) -> tuple[Backbone, nn.Module]:
+        backbone, heads = bundle.modules.backbone, bundle.modules.heads
+        own: Any = build_classifier(self.recipe)[0]
+        if getattr(backbone, "config", None) != own.config or list(heads) != ["label"]:
+            raise ValueError(f"--classifier: {bundle.name} has another network than the recipe")
+        return cast(Backbone, backbone), heads["label"]
 
 
 def run_classifier(
@@ -150,8 +178,9 @@ def run_encoder(
     backbone, head = job.classifier(recipe_name)
     job.note_command("encoder")
     light = _light_of(job, backbone, head)
-    cache = job.trained / _EMBEDDINGS
-    encoder = fit_encoder(job.recipe, backbone, head, job.out, folder, device, resume, light, cache)
+    encoder = fit_encoder(
+        job.recipe, backbone, head, job.out, folder, device, resume, light, job.embeddings
+    )
     _write_bundle(job, make_model(job, backbone, head, encoder, light))
 
 
@@ -204,7 +233,7 @@ def _write_bundle(job: _Job, model: CodedModel) -> None:
     model.metadata["metrics"] = report
     model.save(job.out / "bundle")
     console = Console()
-    if model.scheme == "invertible":
+    if model.scheme != "guided":
         _calibrate(job, model, console)
     console.print(as_table(report))
     console.print(f"wrote {job.out / 'bundle'}", highlight=False)
@@ -224,6 +253,8 @@ def _light_of(job: _Job, backbone: Backbone, head: nn.Module) -> nn.Module | Non
     """The classifier's light model, trained beside it if it is not there; None without [light]."""
     if job.recipe.light is None:
         return None
+    if (bundle := job.bundle()) is not None:
+        return bundle.modules.light
     path = job.trained / "light.pt"
     if not path.is_file():
         fit_light(
@@ -234,7 +265,7 @@ def _light_of(job: _Job, backbone: Backbone, head: nn.Module) -> nn.Module | Non
             job.folder,
             job.device,
             job.resume,
-            job.trained / _EMBEDDINGS,
+            job.embeddings,
         )
     try:
         return load_light(job.recipe, backbone, path)
@@ -251,5 +282,7 @@ def _train_head_alone(job: _Job) -> None:
 
 
 def _head_alone_of(job: _Job) -> dict[str, Any] | None:
+    if (bundle := job.bundle()) is not None:
+        return cast("dict[str, Any] | None", bundle.metadata["controls"].get("head_alone"))
     path = job.trained / _HEAD_ALONE
     return dict(json.loads(path.read_text())) if path.is_file() else None

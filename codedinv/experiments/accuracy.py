@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codedinv.bundle import CodedModel
 from codedinv.experiments.degraded import (
     Floats,
     Known,
@@ -25,6 +24,7 @@ from codedinv.experiments.degraded import (
 )
 from codedinv.experiments.groupings import Groups, alike_groups, arrival_groups
 from codedinv.experiments.intervals import Estimate, Outcomes, difference, interval
+from codedinv.model import CodedModel
 
 __all__ = [
     "Accuracy",
@@ -164,7 +164,7 @@ def _groups_by_kind(
     """("arrival" | "choosing" | "alike", groups); the latter two for codes with a light model."""
     k = model.code.k
     yield "arrival", arrival_groups(order, k)
-    if known.light is not None and model.scheme == "invertible":
+    if known.light is not None and model.scheme != "guided":
         classes = known.light.argmax(axis=1)
         yield "choosing", alike_groups(order, classes, k, among=CHOICE * k)
         yield "alike", alike_groups(order, classes, k)

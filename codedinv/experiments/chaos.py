@@ -24,7 +24,6 @@ from rich.console import Console
 from rich.table import Table
 
 from codedinv import data
-from codedinv.bundle import CodedModel
 from codedinv.experiments import view
 from codedinv.experiments.mischief import (
     Fault,
@@ -37,6 +36,7 @@ from codedinv.experiments.mischief import (
 from codedinv.experiments.receipts import command_line, write_receipt
 from codedinv.experiments.tally import Tally
 from codedinv.experiments.traffic import Answer, Record
+from codedinv.model import CodedModel
 from codedinv.serving import CodedServer, Policy, Prediction
 
 BURST_EVERY_S, BURST_S, BURST_RATE = 20.0, 1.0, 1500.0

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codedinv.bundle import CodedModel
 from codedinv.experiments.accuracy import Accuracy, Progress, evaluate
 from codedinv.experiments.degraded import Floats, Known
 from codedinv.experiments.fusing import likeliest_weights
 from codedinv.experiments.intervals import Estimate
-from codedinv.light import log_softmax
+from codedinv.model import CodedModel
+from codedinv.model.light import log_softmax
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def measure_controls(
         accuracy: what `evaluate` found.
     """
     plain_sum = None
-    if model.scheme == "invertible":
+    if model.scheme != "guided":
         progress("control: plain sum")
         plain: Any = PlainSum(model)
         bare = Known(known.embeddings, known.exact, None)
@@ -170,7 +170,7 @@ def costs(model: CodedModel) -> dict[str, float | None]:
         "alike": with_light,
         "light": light,
         "head_alone": None if alone is None else alone["macs"],
-        "plain_sum": share if model.scheme == "invertible" else None,
+        "plain_sum": share if model.scheme != "guided" else None,
     }
 
 

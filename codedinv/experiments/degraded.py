@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codedinv.bundle import CodedModel
 from codedinv.coding import Code
-from codedinv.light import Grouping, least_sure
+from codedinv.model import CodedModel
+from codedinv.model.light import Grouping, least_sure
 
 Floats = NDArray[np.float32]
 Answers = dict[str, NDArray[np.int64]]

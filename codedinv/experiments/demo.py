@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from codedinv.bundle import CodedModel
 from codedinv.experiments import comparison, pictures, recovery, view
 from codedinv.experiments.columns import Column, columns_of
 from codedinv.experiments.images import load_test_images
@@ -25,6 +24,7 @@ from codedinv.experiments.mishaps import Mishap, Mishaps, Struck
 from codedinv.experiments.receipts import command_line, write_receipt
 from codedinv.experiments.tally import Degraded, Tally, extra_calls
 from codedinv.experiments.traffic import Answer, Record, poisson_arrivals, send
+from codedinv.model import CodedModel
 from codedinv.serving import CodedServer
 
 SLOW_S = 0.1

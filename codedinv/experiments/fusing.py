@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from codedinv.bundle import CodedModel
 from codedinv.experiments.accuracy import CHOICE, known_of
 from codedinv.experiments.degraded import Floats, Known, decoded_logits
 from codedinv.experiments.groupings import Groups, alike_groups, arrival_groups
-from codedinv.light import Fusion, log_softmax
+from codedinv.model import CodedModel
+from codedinv.model.light import Fusion, log_softmax
 
 _GROUPINGS = 4
 _STEPS = 200

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codedinv import data
-from codedinv.bundle import CodedModel
+from codedinv.model import CodedModel
 
 BUNDLED_NOTE = (
     "the full test set is not installed: these numbers are of the 1,000 bundled test images "

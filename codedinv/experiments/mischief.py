@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from codedinv.bundle_folder import BACKBONE
+from codedinv.model.manifest import BACKBONE
 
 _EVERY_S = (0.5, 1.5)  # from the end of one fault to the next, uniform
 _STOP_SELF = """

@@ -11,9 +11,9 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
-from codedinv.bundle import CodedModel
 from codedinv.experiments.pictures import GREEN, GREY, SKY, STYLE, VERMILLION
-from codedinv.light import least_sure, log_softmax
+from codedinv.model import CodedModel
+from codedinv.model.light import least_sure, log_softmax
 
 matplotlib.use("Agg")
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codedinv.bundle import CodedModel
 from codedinv.experiments.traffic import Answer
+from codedinv.model import CodedModel
 
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 LATE_S = 0.050

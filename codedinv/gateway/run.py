@@ -16,7 +16,6 @@ from typing import Any
 import grpc
 import uvicorn
 
-from codedinv.bundle import CodedModel
 from codedinv.errors import CodedInvError
 from codedinv.gateway.access import Token
 from codedinv.gateway.connection import connection_class
@@ -27,6 +26,7 @@ from codedinv.gateway.rest import build_app
 from codedinv.gateway.rpc import Rpc
 from codedinv.gateway.settings import GatewaySettings, ModelSettings
 from codedinv.gateway.traffic import Traffic
+from codedinv.model import CodedModel
 
 _log = logging.getLogger("codedinv.gateway")
 

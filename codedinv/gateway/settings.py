@@ -82,7 +82,9 @@ class ModelSettings(BaseModel):
     workers: Annotated[int, Field(ge=1)] | tuple[str, ...] | None = None
     security: SecuritySettings | None = None
     backend: Literal["process", "thread", "ray"] | None = None
-    scheme: Literal["invertible", "guided", "replication", "uncoded"] | None = None
+    scheme: Literal["invertible", "worker-encoded", "guided", "replication", "uncoded"] | None = (
+        None
+    )
     grouping: Literal["arrival", "alike"] = "arrival"
     fuse: bool = True
     fallback: Literal["light"] | None = None

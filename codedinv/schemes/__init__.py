@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from codedinv.schemes.guided import guided
-from codedinv.schemes.invertible import invertible
+from codedinv.schemes.invertible import invertible, worker_encoded
 from codedinv.schemes.replication import replication
 from codedinv.schemes.scheme import Plan, Scheme, ServedModel, Source
 from codedinv.schemes.uncoded import uncoded
@@ -15,6 +15,7 @@ SCHEMES: dict[str, Callable[[ServedModel], Scheme]] = {
     "invertible": invertible,
     "replication": replication,
     "uncoded": uncoded,
+    "worker-encoded": worker_encoded,
 }
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "invertible",
     "replication",
     "uncoded",
+    "worker_encoded",
 ]
 
 

@@ -17,6 +17,13 @@ Array = NDArray[np.float32]
 Source = Literal["exact", "reconstructed", "hedged", "fallback"]
 
 BACKBONE = "backbone"
+# Schemes whose parity queries are the model's own encoder's, wherever it runs.
+ENCODED = ("invertible", "worker-encoded")
+
+
+def parity_model(number: int) -> str:
+    """The name by which workers know encoder and backbone in one, for the parity of this number."""
+    return f"parity-{number}"
 
 
 @dataclass(frozen=True)
@@ -107,10 +114,11 @@ class Scheme:
         name: as in `CodedServer(scheme=...)`.
         plan: what the core knows.
         encode: queries (G, k, *input) of G groups -> what their slots k..n-1 carry,
-            (G, n - k, *input).
+            (G, n - k, *parity_shape).
         decoder: makes an empty decoder of one group. Of it only `recover` and `residual` are asked
             after at least `plan.needed`, or all n, results were pushed.
         anchors: queries and embeddings for partial groups: k - 1 or more, where k > 1 and n > k.
+        parity_shape: of what a parity slot carries; None: of a query.
 
     Raises:
         ValueError: too few anchors, or anchors that are not finite.
@@ -121,6 +129,7 @@ class Scheme:
     encode: Callable[[Array], Array]
     decoder: Callable[[], Decoder]
     anchors: Anchors | None = None
+    parity_shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         encodes = self.plan.n > self.plan.k and not self.plan.guided

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from codedinv.schemes import Scheme, ServedModel
-from codedinv.schemes.scheme import BACKBONE, Array
+from codedinv.schemes.scheme import BACKBONE, ENCODED, Array, parity_model
 from codedinv.serving.light import Grouping
 from codedinv.serving.queries import QueryCheck
 from codedinv.serving.temporary import TemporaryFolder, is_temporary
 from codedinv.serving.versions import Fallback, Served, build_served, load_model, try_out
 from codedinv.workers import Backbone, BackboneSpec, Pool, ProcessPool, ThreadPool
+from codedinv.workers.backbone import ParityBackbone
 
 if TYPE_CHECKING:
     from codedinv.workers.oip import Security
@@ -98,23 +99,35 @@ class Deployments:
             model, chosen, self._fallback, self._verify, self._grouping, self._fuse
         )
         check = QueryCheck(tuple(model.input_shape), getattr(model, "input_range", None))
-        unknown = set(served.scheme.plan.models) - {BACKBONE}
-        if unknown and not self._others_too:
-            raise ValueError(f"scheme: its slots want {sorted(unknown)}; workers have {BACKBONE!r}")
+        parities = {parity_model(i): i for i in range(model.code.r)}
+        wanted = {BACKBONE, *served.scheme.plan.models}
+        known = {BACKBONE, *parities} if served.scheme.name in ENCODED else {BACKBONE}
+        if not (wanted <= known or self._others_too):
+            unknown = sorted(wanted - known)
+            raise ValueError(f"scheme: its slots want {unknown}; workers have {sorted(known)}")
+        parities = {name: i for name, i in parities.items() if name in wanted}
         try_out(served, check.input_shape, self._start_timeout_s)
         if self._as_threads:
-            return Deployment(model, served, {BACKBONE: _backbone_of(model)}, check, None)
+            return Deployment(model, served, _in_process(model, parities), check, None)
         temporary = None
         folder = model.folder
         if folder is None or is_temporary(folder):  # another server's, and gone when that closes
             temporary = TemporaryFolder()
             folder = temporary.path / "bundle"
             model.save(folder)
-        shapes = check.input_shape, served.embedding_shape
-        spec = BackboneSpec.of(
-            folder, *shapes, hashes=getattr(model, "hashes", None), name=model.name
+        hashes = getattr(model, "hashes", None)
+
+        def spec(shape: tuple[int, ...], parity: int | None = None) -> BackboneSpec:
+            embedding = served.embedding_shape
+            return BackboneSpec.of(
+                folder, shape, embedding, hashes=hashes, name=model.name, parity=parity
+            )
+
+        group = (model.code.k, *check.input_shape)
+        models = {name: spec(group, parity) for name, parity in parities.items()}
+        return Deployment(
+            model, served, {BACKBONE: spec(check.input_shape), **models}, check, temporary
         )
-        return Deployment(model, served, {BACKBONE: spec}, check, temporary)
 
 
 def make_pool(
@@ -150,8 +163,14 @@ def make_pool(
     return ProcessPool(models, workers + 1, in_flight)
 
 
-def _backbone_of(model: ServedModel) -> Backbone:
+def _in_process(model: ServedModel, parities: Mapping[str, int]) -> dict[str, Backbone]:
+    """What threads run: the backbone, and parity models by name."""
+
     def backbone(x: Array) -> Array:
         return np.asarray(model.embed(x[np.newaxis])[0], np.float32)
 
-    return backbone
+    def encoder(queries: Array) -> Array:
+        return np.asarray(model.encode(queries[np.newaxis])[0], np.float32)
+
+    parts = {name: ParityBackbone(backbone, encoder, parity) for name, parity in parities.items()}
+    return {BACKBONE: backbone, **parts}

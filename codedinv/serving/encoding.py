@@ -19,13 +19,14 @@ _BATCH = 4  # groups in one call; more would let the first of them wait for the 
 
 
 def parities_of(scheme: Scheme, queries: Array) -> Array:
-    """Parity queries (G, n - k, *input) of G groups (G, k, *input).
+    """Parity queries (G, n - k, *parity_shape) of G groups (G, k, *input).
 
     Raises:
         ValueError: the encoder's result has another shape.
         Whatever the encoder raises.
     """
-    expected = (len(queries), scheme.plan.n - scheme.plan.k, *queries.shape[2:])
+    shape = queries.shape[2:] if scheme.parity_shape is None else scheme.parity_shape
+    expected = (len(queries), scheme.plan.n - scheme.plan.k, *shape)
     parities = np.ascontiguousarray(scheme.encode(queries), np.float32)
     if parities.shape != expected:
         raise ValueError(f"encoder: expected parities {expected}, got {parities.shape}")

@@ -8,9 +8,9 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from codedinv.light import lead
+from codedinv.model.light import lead
 from codedinv.schemes import Scheme, ServedModel
-from codedinv.schemes.scheme import Array
+from codedinv.schemes.scheme import ENCODED, Array
 
 Grouping = Literal["arrival", "alike"]
 Outputs = Mapping[str, Array]
@@ -57,7 +57,7 @@ def build_fusion(
     light model's answer to the first task into them by the model's own weights; None where the
     model has none."""
     fusion, light = getattr(model, "fusion", None), getattr(model, "light", None)
-    if fusion is None or light is None or scheme.name != "invertible":
+    if fusion is None or light is None or scheme.name not in ENCODED:
         return None
     task = next(iter(model.heads))
 

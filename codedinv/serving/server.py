@@ -59,9 +59,10 @@ class CodedServer:
             of this process, for tests and small uses; "ray": Ray actors, see
             `codedinv.workers.ray.RayPool`.
         policy: see `Policy`.
-        scheme: "invertible", "guided" (copies of the queries that the light model is least sure
-            of), "replication" (two copies of each), "uncoded", or a `Scheme`. None: the one that
-            the model is meant for, "invertible" where it does not say.
+        scheme: "invertible", "worker-encoded" (the same, encoded at the parity worker), "guided"
+            (copies of the queries that the light model is least sure of), "replication" (two copies
+            of each), "uncoded", or a `Scheme`. None: the one that the model is meant for,
+            "invertible" where it does not say.
         grouping: "arrival": queries are coded together as they come. "alike": those to which the
             light model gives the same class, as far as enough of them come within `group_wait_s`.
         fuse: mix the light model's answer into reconstructed ones, by weights that the model

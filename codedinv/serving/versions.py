@@ -13,7 +13,7 @@ import numpy as np
 
 from codedinv.errors import CodedInvError
 from codedinv.schemes import Scheme, ServedModel, build_scheme
-from codedinv.schemes.scheme import Array
+from codedinv.schemes.scheme import ENCODED, Array
 from codedinv.serving.encoding import parities_of
 from codedinv.serving.light import Grouping, Sorted, build_fusion, build_sorter
 from codedinv.verification import Check, ExactConsistency, OnlineConsistency
@@ -53,7 +53,7 @@ def load_model(model: ServedModel | str | Path) -> ServedModel:
     """A model by name or folder; any other is passed through."""
     if not isinstance(model, str | Path):
         return model
-    from codedinv.bundle import CodedModel
+    from codedinv.model import CodedModel
 
     return CodedModel.load(model)
 
@@ -103,7 +103,7 @@ def _build_check(model: ServedModel, scheme: Scheme) -> Check | None:
         return None
     if plan.recovered == "exact":  # copies
         return ExactConsistency(code)
-    if scheme.name != "invertible":  # the model's own is calibrated for its own encoder
+    if scheme.name not in ENCODED:  # the model's own is calibrated for its own encoder
         return OnlineConsistency(code, tuple(model.embedding_shape))
     calibrated: Check | None = getattr(model, "consistency", None)
     return calibrated or OnlineConsistency(code, tuple(model.embedding_shape))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codedinv.bundle import CodedModel
+from codedinv.model import CodedModel
 from codedinv.training.augment import augmented
 from codedinv.training.fixed import mirrored_where, of_both_views
 from codedinv.training.images import LabelledImages

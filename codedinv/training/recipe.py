@@ -114,8 +114,9 @@ class Recipe(_Section):
         held_out: share of the training images that no network learns from (see training.images).
         backbone: `kind` ("iresnet", the default, or "resnet") and the fields of its config.
         head: arguments of nn.build_head without the shapes.
-        scheme: "invertible" (coded) or "guided" (duplicates of the least sure queries: needs
-            [light], trains no encoder).
+        scheme: "invertible" (coded, encoded at the front end), "worker-encoded" (coded, encoded at
+            the parity worker) or "guided" (duplicates of the least sure queries: needs [light],
+            trains no encoder).
         classifier, light, encoder: see their classes; without [light] there is no light model.
         anchors: number of stored queries that may fill the free slots of a partial group.
     """
@@ -126,7 +127,7 @@ class Recipe(_Section):
     held_out: float = Field(0.05, ge=0, lt=1)
     backbone: dict[str, Any]
     head: dict[str, Any]
-    scheme: Literal["invertible", "guided"] = "invertible"
+    scheme: Literal["invertible", "worker-encoded", "guided"] = "invertible"
     classifier: ClassifierRecipe
     light: LightRecipe | None = None
     encoder: EncoderRecipe

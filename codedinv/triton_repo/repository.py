@@ -17,8 +17,8 @@ import onnx
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from codedinv.bundle import CodedModel
 from codedinv.errors import BundleError
+from codedinv.model import CodedModel
 from codedinv.triton_repo.numpy_graph import GRAPH, OPERATORS, NumpyGraph
 
 Backend = Literal["python", "onnxruntime"]

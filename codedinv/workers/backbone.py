@@ -12,8 +12,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from codedinv.runtimes import Runtime, choose_runtime
-from codedinv.workers.integrity import BACKBONE_FILE, files_read, sha256, verified
+from codedinv.model.runtimes import Runtime, choose_runtime
+from codedinv.workers.integrity import (
+    BACKBONE_FILE,
+    ENCODER_FILE,
+    files_read,
+    sha256,
+    verified,
+)
 
 Array = NDArray[np.float32]
 Backbone = Callable[[Array], Array]  # (*input) -> (*embedding), one query at a time
@@ -21,17 +27,19 @@ Backbone = Callable[[Array], Array]  # (*input) -> (*embedding), one query at a 
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """Which backbone a worker runs. Made by `BackboneSpec.of`.
+    """Which backbone a worker runs, alone or behind the encoder. Made by `BackboneSpec.of`.
 
     Attributes:
         folder: a bundle's folder, absolute: a worker may be restarted after a chdir.
-        query_shape: of one query.
+        query_shape: of one query; of a parity model (k, *input).
         embedding_shape: of one result.
         runtime: "onnx": folder/backbone.onnx with ONNX Runtime on one thread, without torch;
             "torch": the bundle's own modules; "auto": the first where onnxruntime is installed.
         hashes: SHA-256 by file name, in hexadecimal, of at least every file that the runtime will
             read. A worker that finds anything else does not start.
         name: the bundle's; servers of other makers know the backbone by it.
+        parity: None, or a parity model: what it gets are the k queries of a group, of which the
+            bundle's encoder makes the parity query of this number, 0..r-1, for the backbone.
     """
 
     folder: str
@@ -40,6 +48,7 @@ class BackboneSpec:
     runtime: Runtime = "auto"
     hashes: Mapping[str, str] = field(kw_only=True)
     name: str = field(default="", kw_only=True)
+    parity: int | None = field(default=None, kw_only=True)
 
     @classmethod
     def of(
@@ -50,6 +59,7 @@ class BackboneSpec:
         runtime: Runtime = "auto",
         hashes: Mapping[str, str] | None = None,
         name: str = "",
+        parity: int | None = None,
     ) -> BackboneSpec:
         """Describes the backbone in a folder.
 
@@ -59,7 +69,7 @@ class BackboneSpec:
             hashes: as the attribute: of the files that the front end itself loaded
                 (`CodedModel.hashes`), so that its workers have the same. None: of those that are
                 in the folder now.
-            name: as the attribute.
+            name, parity: as the attributes.
 
         Raises:
             BundleError: a file is missing; only with `hashes` None, else the worker says so.
@@ -68,9 +78,10 @@ class BackboneSpec:
         folder = Path(os.path.abspath(folder))
         resolved = choose_runtime(runtime)
         if hashes is None:
-            hashes = {name: sha256(folder / name) for name in files_read(folder, resolved)}
+            names = files_read(folder, resolved, parity is not None)
+            hashes = {name: sha256(folder / name) for name in names}
         shapes = tuple(query_shape), tuple(embedding_shape)
-        return cls(str(folder), *shapes, resolved, hashes=dict(hashes), name=name)
+        return cls(str(folder), *shapes, resolved, hashes=dict(hashes), name=name, parity=parity)
 
     def to_json(self) -> str:
         """The spec as `from_json` reads it."""
@@ -84,16 +95,69 @@ class BackboneSpec:
             values[name] = tuple(values[name])
         return cls(**values)
 
-    def load(self) -> Backbone:
+    def load(self, backbone: Backbone | None = None) -> Backbone:
         """Loads the backbone into this process, from files that are those of `hashes`.
+
+        Args:
+            backbone: of a parity model: the bundle's, if it is loaded already.
 
         Raises:
             BundleError: a file is missing, or not the one that was meant.
             Whatever the runtime raises for a file that is damaged.
         """
         runtime = choose_runtime(self.runtime)
-        with verified(Path(self.folder), runtime, self.hashes):
-            return load_backbone(self.folder, runtime)
+        with verified(Path(self.folder), runtime, self.hashes, self.parity is not None):
+            if backbone is None or self.parity is None:
+                backbone = load_backbone(self.folder, runtime)
+            if self.parity is None:
+                return backbone
+            return ParityBackbone(backbone, load_encoder(self.folder, runtime), self.parity)
+
+
+@dataclass(frozen=True)
+class ParityBackbone:
+    """The backbone of a parity query that is made where it is used.
+
+    Attributes:
+        backbone: (*input) -> (*embedding).
+        encoder: (k, *input) -> (r, *input).
+        parity: which of the r.
+    """
+
+    backbone: Backbone
+    encoder: Callable[[Array], Array]
+    parity: int
+
+    def __call__(self, queries: Array) -> Array:
+        """(k, *input) -> (*embedding).
+
+        Raises:
+            ValueError: the encoder's result is not finite; the backbone never sees it.
+        """
+        parity = self.encoder(queries)[self.parity]
+        if not np.isfinite(parity).all():
+            raise ValueError("the parity query has NaN or infinite values")
+        return self.backbone(parity)
+
+
+def load_all(specs: Mapping[str, BackboneSpec]) -> dict[str, Backbone]:
+    """Loads the models of a worker, each backbone once, and runs each once: a worker that says it
+    is ready has answered.
+
+    Raises:
+        Whatever `BackboneSpec.load` raises.
+        ValueError: a model gives another shape than its spec says.
+    """
+    plain: dict[str, Backbone] = {}  # by folder
+    loaded: dict[str, Backbone] = {}
+    for name, spec in sorted(specs.items(), key=lambda item: item[1].parity is not None):
+        backbone = loaded[name] = spec.load(plain.get(spec.folder))
+        if spec.parity is None:
+            plain[spec.folder] = backbone
+        got = backbone(np.zeros(spec.query_shape, np.float32)).shape
+        if got != spec.embedding_shape:
+            raise ValueError(f"{name}: expected embeddings {spec.embedding_shape}, got {got}")
+    return loaded
 
 
 def load_backbone(folder: str | Path, runtime: Literal["onnx", "torch"]) -> Backbone:
@@ -105,7 +169,19 @@ def load_backbone(folder: str | Path, runtime: Literal["onnx", "torch"]) -> Back
     return _load_onnx(Path(folder)) if runtime == "onnx" else _load_torch(Path(folder))
 
 
-def _load_onnx(folder: Path) -> Backbone:
+def load_encoder(folder: str | Path, runtime: Literal["onnx", "torch"]) -> Callable[[Array], Array]:
+    """Loads the encoder that a folder holds, unverified: (k, *input) -> (r, *input).
+
+    Raises:
+        Whatever the runtime raises for a file that is missing or damaged.
+    """
+    if runtime == "onnx":
+        return _load_onnx(Path(folder), ENCODER_FILE)
+    encode = _load_model(Path(folder)).encode
+    return lambda queries: np.asarray(encode(queries[np.newaxis])[0], np.float32)
+
+
+def _load_onnx(folder: Path, file: str = BACKBONE_FILE) -> Backbone:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -114,7 +190,7 @@ def _load_onnx(folder: Path) -> Backbone:
     # A spinning thread would take the core that the next worker needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(
-        str(folder / BACKBONE_FILE), options, providers=["CPUExecutionProvider"]
+        str(folder / file), options, providers=["CPUExecutionProvider"]
     )
     (query,) = (i.name for i in session.get_inputs())
 
@@ -125,13 +201,17 @@ def _load_onnx(folder: Path) -> Backbone:
     return backbone
 
 
-def _load_torch(folder: Path) -> Backbone:
+def _load_model(folder: Path) -> Any:
     import torch
 
-    from codedinv.bundle import CodedModel
+    from codedinv.model import CodedModel
 
     torch.set_num_threads(1)
-    model = CodedModel.load(folder, runtime="torch")
+    return CodedModel.load(folder, runtime="torch")
+
+
+def _load_torch(folder: Path) -> Backbone:
+    model = _load_model(folder)
 
     def backbone(x: Array) -> Array:
         return np.asarray(model.embed(x[np.newaxis])[0], np.float32)

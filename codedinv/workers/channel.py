@@ -43,20 +43,22 @@ class Layout:
     """Sizes that both ends agree on.
 
     Attributes:
-        query_shape, embedding_shape: float32.
+        query_shapes: of each model's queries, in their order; float32.
+        embedding_shape: of every model's results; float32.
         slots: tasks in the worker's hands at a time, and places for their arrays in shared memory.
             `MOST_SLOTS` at most: the others wait at the pool, where it costs nothing to cancel
             them, and a socket's buffer (Linux: 208 KiB) holds all that were sent with room to
             spare for messages that overtake them.
     """
 
-    query_shape: tuple[int, ...]
+    query_shapes: tuple[tuple[int, ...], ...]
     embedding_shape: tuple[int, ...]
     slots: int
 
     @property
     def query_bytes(self) -> int:
-        return 4 * int(np.prod(self.query_shape))
+        """Of the largest."""
+        return 4 * max(int(np.prod(shape)) for shape in self.query_shapes)
 
     @property
     def embedding_bytes(self) -> int:
@@ -126,7 +128,8 @@ class Channel:
             OSError: the other end is gone, or (non-blocking) does not read.
         """
         if self._memory is not None and self._layout.is_shared(array.nbytes):
-            self._shared(slot, not self._receives_query)[...] = array
+            is_query = not self._receives_query
+            self._shared(slot, is_query, self._shape(is_query, model))[...] = array
             self.sock.send(_HEADER.pack(kind, 1, slot, model, 0, task))
         else:
             header = _HEADER.pack(kind, 0, slot, model, array.nbytes, task)
@@ -160,9 +163,9 @@ class Channel:
         if message.kind not in (Kind.TASK, Kind.RESULT):
             message.text = bytes(self._view[_HEADER.size : size]).decode(errors="replace")
             return message
-        shape = self._layout.query_shape if self._receives_query else self._layout.embedding_shape
+        shape = self._shape(self._receives_query, model)
         if shared:
-            array = self._shared(slot, self._receives_query)
+            array = self._shared(slot, self._receives_query, shape)
             message.array = array if self._receives_query else array.copy()
         else:
             flat = np.frombuffer(self._buffer, np.float32, nbytes // 4, _HEADER.size)
@@ -178,10 +181,13 @@ class Channel:
     def _take(self, wait: bool) -> int:
         return self.sock.recv_into(self._buffer, 0, 0 if wait else socket.MSG_DONTWAIT)
 
-    def _shared(self, slot: int, is_query: bool) -> Array:
+    def _shape(self, is_query: bool, model: int) -> tuple[int, ...]:
+        layout = self._layout
+        return layout.query_shapes[model] if is_query else layout.embedding_shape
+
+    def _shared(self, slot: int, is_query: bool, shape: tuple[int, ...]) -> Array:
         layout = self._layout
         offset = slot * (layout.query_bytes + layout.embedding_bytes)
-        shape = layout.query_shape if is_query else layout.embedding_shape
         if not is_query:
             offset += layout.query_bytes
         if self._memory is None:

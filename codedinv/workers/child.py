@@ -16,10 +16,8 @@ import time
 from collections import OrderedDict
 from typing import Any
 
-import numpy as np
-
-from codedinv.runtimes import choose_runtime
-from codedinv.workers.backbone import Array, Backbone, BackboneSpec, load_backbone
+from codedinv.model.runtimes import choose_runtime
+from codedinv.workers.backbone import Array, BackboneSpec, load_all, load_backbone
 from codedinv.workers.channel import Channel, Kind, Layout, Received
 from codedinv.workers.faults import Faults, FaultyBackbones
 
@@ -33,15 +31,16 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which drains
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # it came blocked, see `Starter`
     specs = {name: BackboneSpec.from_json(text) for name, text in config["specs"].items()}
-    first = next(iter(specs.values()))
-    layout = Layout(first.query_shape, first.embedding_shape, config["slots"])
+    embedding_shape = next(iter(specs.values())).embedding_shape
+    queries = tuple(spec.query_shape for spec in specs.values())
+    layout = Layout(queries, embedding_shape, config["slots"])
     memory_fd = config["memory_fd"]
     channel = Channel(socket.socket(fileno=config["fd"]), memory_fd, layout, is_worker=True)
     if memory_fd is not None:
         os.close(memory_fd)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the parent is gone
         try:
-            loaded = {name: _load(name, spec) for name, spec in specs.items()}
+            loaded = load_all(specs)
         except Exception as error:
             channel.send_text(Kind.FATAL, f"{type(error).__name__}: {error}")
             return 1
@@ -126,15 +125,6 @@ class Servant:
                 f"backbone: expected an embedding {self._embedding_shape}, got {result.shape}"
             )
         return result
-
-
-def _load(name: str, spec: BackboneSpec) -> Backbone:
-    """Loads a backbone and runs it once: a worker that says it is ready has answered."""
-    backbone = spec.load()
-    got = backbone(np.zeros(spec.query_shape, np.float32)).shape
-    if got != spec.embedding_shape:
-        raise ValueError(f"{name}: expected embeddings {spec.embedding_shape}, got {got}")
-    return backbone
 
 
 def _die_with(parent: int) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from codedinv.workers.backbone import Array, Backbone
+from codedinv.workers.backbone import Array, Backbone, ParityBackbone
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,17 @@ class FaultyBackbones:
         return self._falsified(self._last[model], faults)
 
     def _backbone(self, model: str, faults: Faults) -> Backbone:
-        other = faults.backbone
-        if other is None:
-            return self._backbones[model]
-        if not isinstance(other, str):
-            return other
-        if self._loaded is None or self._loaded[0] != other:
-            self._loaded = other, self._load(other)
+        mine = self._backbones[model]
+        if faults.backbone is None:
+            return mine
+        other = self._other(faults.backbone)
+        return replace(mine, backbone=other) if isinstance(mine, ParityBackbone) else other
+
+    def _other(self, backbone: str | Backbone) -> Backbone:
+        if not isinstance(backbone, str):
+            return backbone
+        if self._loaded is None or self._loaded[0] != backbone:
+            self._loaded = backbone, self._load(backbone)
         return self._loaded[1]
 
     def _falsified(self, result: Array, faults: Faults) -> Array:

@@ -17,6 +17,7 @@ from typing import Literal
 from codedinv.errors import BundleError
 
 BACKBONE_FILE = "backbone.onnx"
+ENCODER_FILE = "encoder.onnx"
 _MANIFEST = "bundle.json"
 
 # An ONNX tensor whose data are in another file has an entry with key (field 1) "location" and the
@@ -25,20 +26,30 @@ _MANIFEST = "bundle.json"
 _LOCATION = re.compile(rb"\x0a\x08location\x12([\x80-\xff]*[\x00-\x7f])")
 
 
-def files_read(folder: Path, runtime: Literal["onnx", "torch"]) -> Iterator[str]:
+def files_read(
+    folder: Path, runtime: Literal["onnx", "torch"], encodes: bool = False
+) -> Iterator[str]:
     """Names of the files that a runtime reads from a folder; the one that names the others first.
+
+    Args:
+        folder: where they are.
+        runtime: who reads them.
+        encodes: the encoder too.
 
     Raises:
         BundleError: the runtime is torch, and the folder no bundle.
     """
     if runtime == "torch":
         yield _MANIFEST
-        from codedinv.bundle_folder import file_names
+        from codedinv.model.folder import file_names
 
         yield from (name for name in file_names(folder) if name != _MANIFEST)
     else:
         yield BACKBONE_FILE
-        yield from _external_data(folder)
+        yield from _external_data(folder, BACKBONE_FILE)
+        if encodes:
+            yield ENCODER_FILE
+            yield from _external_data(folder, ENCODER_FILE)
 
 
 def sha256(path: Path) -> str:
@@ -76,16 +87,23 @@ def content_hash(folder: Path, hashes: Mapping[str, str]) -> str | None:
 
 @contextmanager
 def verified(
-    folder: Path, runtime: Literal["onnx", "torch"], hashes: Mapping[str, str]
+    folder: Path,
+    runtime: Literal["onnx", "torch"],
+    hashes: Mapping[str, str],
+    encodes: bool = False,
 ) -> Iterator[None]:
     """Whatever the runtime reads within has the SHA-256 that `hashes` says, by file name.
+
+    Args:
+        folder, runtime, encodes: as of `files_read`.
+        hashes: SHA-256 of files by name, others too.
 
     Raises:
         BundleError: a file is missing, has no hash or another one, or was replaced after it was
             verified; the message names it.
     """
     stamps: dict[str, tuple[int, ...]] = {}
-    for name in files_read(folder, runtime):
+    for name in files_read(folder, runtime, encodes):
         path = folder / name
         if not path.is_file():
             raise BundleError(f"{path} is missing")
@@ -103,9 +121,9 @@ def verified(
             raise BundleError(f"{name}: replaced while it was loaded ({folder})")
 
 
-def _external_data(folder: Path) -> list[str]:
-    """Files that hold tensors of the ONNX file."""
-    path = folder / BACKBONE_FILE
+def _external_data(folder: Path, name: str) -> list[str]:
+    """Files that hold tensors of an ONNX file."""
+    path = folder / name
     if not path.is_file() or not path.stat().st_size:
         return []
     names: set[str] = set()

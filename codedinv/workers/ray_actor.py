@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from codedinv.errors import BundleError
-from codedinv.runtimes import choose_runtime
+from codedinv.model.runtimes import choose_runtime
 from codedinv.workers.backbone import Array, Backbone, BackboneSpec, load_backbone
 from codedinv.workers.faults import Faults, FaultyBackbones
 from codedinv.workers.integrity import sha256

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from codedinv.runtimes import choose_runtime
+from codedinv.model.runtimes import choose_runtime
 from codedinv.workers.backbone import Array, Backbone, load_backbone
 from codedinv.workers.base import MailboxPool, Versions
 from codedinv.workers.breakable import BreakablePool

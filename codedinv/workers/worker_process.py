@@ -30,7 +30,7 @@ class Version:
 
     Attributes:
         specs: by the model's name; a task names its model by the position here.
-        layout: query and embedding shapes, the same for all.
+        layout: the shape of each model's queries, and of all their embeddings.
         indices: position by name.
     """
 
@@ -43,22 +43,18 @@ class Version:
 
     @classmethod
     def of(cls, specs: Mapping[str, BackboneSpec], slots: int) -> Version:
-        """Checks that all models take the same queries and give the same embeddings.
+        """Checks that all models give the same embeddings.
 
         Raises:
             ValueError: they do not, or there are none.
         """
         if not specs:
             raise ValueError("models: expected at least one")
-        first, *others = specs
-        shapes = {name: (spec.query_shape, spec.embedding_shape) for name, spec in specs.items()}
-        for name in others:
-            if shapes[name] != shapes[first]:
-                raise ValueError(
-                    f"models: expected the same query and embedding shapes for all, got "
-                    f"{shapes[first]} for {first!r} and {shapes[name]} for {name!r}"
-                )
-        return cls(dict(specs), Layout(*shapes[first], slots))
+        shapes = {name: spec.embedding_shape for name, spec in specs.items()}
+        if len(set(shapes.values())) > 1:
+            raise ValueError(f"models: expected embeddings of one shape, got {shapes}")
+        queries = tuple(spec.query_shape for spec in specs.values())
+        return cls(dict(specs), Layout(queries, next(iter(shapes.values())), slots))
 
 
 @dataclass(frozen=True)

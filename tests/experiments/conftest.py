@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from codedinv.bundle import CodedModel
 from codedinv.coding import Code
+from codedinv.model import CodedModel
 from codedinv.nn import SeparableNet
 
 torch.set_num_threads(1)  # small models; on a busy machine threads wait for each other

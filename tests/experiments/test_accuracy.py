@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from codedinv import data
-from codedinv.bundle import CodedModel
 from codedinv.coding import Code, StreamingDecoder
 from codedinv.experiments.accuracy import (
     evaluate,
@@ -17,6 +16,7 @@ from codedinv.experiments.accuracy import (
     patterns,
     recover,
 )
+from codedinv.model import CodedModel
 
 
 def some_images(count: int) -> tuple[np.ndarray, np.ndarray]:

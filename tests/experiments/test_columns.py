@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from codedinv.bundle import CodedModel
 from codedinv.coding import Code
 from codedinv.experiments.columns import columns_of
+from codedinv.model import CodedModel
 
 
 def test_a_model_with_everything_is_served_in_five_ways(lit_model: CodedModel) -> None:

@@ -67,6 +67,19 @@ def test_the_caption_explains_what_would_puzzle_and_what_is_missing() -> None:
     assert "No column 'guided': x has no light model." in lines
 
 
+def test_a_short_run_claims_nothing_beyond_its_p999() -> None:
+    lines = caption(some_summary() | {"queries": 200})
+    assert lines[0].endswith("Latency counts from the scheduled arrival.")
+
+
+def test_a_model_without_a_light_one_has_no_row_for_it() -> None:
+    summary = some_summary()
+    summary["runs"]["Coded-InvNet"]["degraded"]["light_right"] = None
+    found = dict(rows(summary))
+    assert "right by the light model" not in found
+    assert "right, had they been exact" in found
+
+
 def test_a_busy_machine_is_told() -> None:
     summary = some_summary()
     assert "Other processes" not in " ".join(caption(summary))

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from codedinv import data
-from codedinv.bundle import CodedModel
 from codedinv.coding import Code
 from codedinv.experiments.accuracy import evaluate, known_of
 from codedinv.experiments.controls import (
@@ -23,7 +22,8 @@ from codedinv.experiments.controls import (
 from codedinv.experiments.degraded import Known, guided_answers
 from codedinv.experiments.fusing import fit_fusion, likeliest_weights
 from codedinv.experiments.intervals import Estimate, Outcomes
-from codedinv.light import log_softmax
+from codedinv.model import CodedModel
+from codedinv.model.light import log_softmax
 from codedinv.nn import SeparableNet
 
 

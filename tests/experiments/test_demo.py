@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from codedinv.bundle import CodedModel
 from codedinv.data import write_idx
 from codedinv.experiments import demo as demo_module
 from codedinv.experiments.columns import Column
 from codedinv.experiments.demo import Run, Traffic, prepare, run_demo
 from codedinv.experiments.tally import Degraded, Tally
 from codedinv.experiments.traffic import Answer
+from codedinv.model import CodedModel
 
 pytestmark = pytest.mark.timeout(300)  # of a busy machine; alone it takes some twenty seconds
 

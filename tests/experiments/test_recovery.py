@@ -9,11 +9,11 @@ import pytest
 from matplotlib import colors
 from matplotlib import pyplot as plt
 
-from codedinv.bundle import CodedModel
 from codedinv.data import load_test_images, to_queries
 from codedinv.experiments.pictures import GREEN, VERMILLION
 from codedinv.experiments.recovery import EXACT, GIVEN, Recovered, choose, draw, draw_answers
-from codedinv.light import log_softmax
+from codedinv.model import CodedModel
+from codedinv.model.light import log_softmax
 
 NAMES = tuple(f"class {i}" for i in range(10))
 

@@ -137,7 +137,7 @@ def running_gateway(
 
 def endpoint_of(gateway: Gateway, bundle: str) -> Endpoint:
     """What `test_client_api.py` needs to know of a gateway with this bundle."""
-    from codedinv.bundle import CodedModel
+    from codedinv.model import CodedModel
 
     model = CodedModel.load(bundle)
     return Endpoint(

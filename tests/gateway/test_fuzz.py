@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from codedinv.bundle import CodedModel
+from codedinv.model import CodedModel
 from codedinv.oip import grpc_codec, rest
 from codedinv.oip.messages import SERVICE, message
 from tests.gateway.conftest import BUNDLE

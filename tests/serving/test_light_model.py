@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codedinv.light import Fusion
+from codedinv.model.light import Fusion
 from codedinv.schemes.scheme import Array
 from codedinv.serving import CodedServer, Policy
 from tests.serving.linear_model import LinearModel

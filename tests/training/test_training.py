@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from codedinv.bundle import CodedModel
 from codedinv.data import load_test_images, to_queries
+from codedinv.model import CodedModel
 from codedinv.nn import ResNet, macs
 from codedinv.training import (
     Recipe,

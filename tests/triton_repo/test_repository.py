@@ -11,9 +11,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from codedinv.bundle import CodedModel, bundled_names
 from codedinv.cli.app import main
 from codedinv.errors import BundleError
+from codedinv.model import CodedModel, bundled_names
 from codedinv.triton_repo import write_repository
 from codedinv.triton_repo.numpy_graph import NumpyGraph
 from codedinv.triton_repo.repository import to_numpy

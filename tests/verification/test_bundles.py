@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from codedinv import data
-from codedinv.bundle import CodedModel, bundled_names
-from codedinv.bundle_folder import CONSISTENCY, add_files, file_sizes
 from codedinv.coding import Code
 from codedinv.errors import BundleError
+from codedinv.model import CodedModel, bundled_names
+from codedinv.model.calibration import save_consistency
+from codedinv.model.folder import add_files, file_sizes
+from codedinv.model.manifest import CONSISTENCY
 from codedinv.verification.calibrate import calibrate, syndromes
-from codedinv.verification.store import save_consistency
 
 
 @pytest.fixture(scope="module")

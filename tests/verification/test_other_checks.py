@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codedinv.bundle import CodedModel
 from codedinv.coding import Code, StreamingDecoder
+from codedinv.model import CodedModel
 from codedinv.verification import ExactConsistency, OnlineConsistency, same
 from tests.serving.linear_model import LinearModel
 from tests.verification.synthetic import NOISE, SHAPE, Groups

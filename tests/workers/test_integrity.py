@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codedinv.bundle import CodedModel
 from codedinv.coding import Code
 from codedinv.errors import BundleError
+from codedinv.model import CodedModel
 from codedinv.workers import BackboneSpec, Died, Message, ProcessPool, Ready
 from codedinv.workers.integrity import files_read, sha256, verified
 from tests.conftest import build_small_model

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codedinv.bundle import CodedModel
+from codedinv.model import CodedModel
 from codedinv.workers import BackboneSpec, Died, Ready, Result
 from codedinv.workers.oip import OipPool
 from tests.workers.conftest import listen

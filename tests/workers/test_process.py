@@ -244,9 +244,9 @@ def test_results_of_others_come_before_a_death(
 # ---- what is loaded
 
 
-def test_models_of_different_shapes_are_refused(spec: BackboneSpec) -> None:
+def test_models_of_different_embeddings_are_refused(spec: BackboneSpec) -> None:
     models = {"backbone": spec, "light": replace(spec, embedding_shape=(16,))}
-    with pytest.raises(ValueError, match="expected the same query and embedding shapes for all"):
+    with pytest.raises(ValueError, match="expected embeddings of one shape"):
         ProcessPool(models, 1)
 
 
@@ -293,7 +293,7 @@ def test_an_onnx_worker_has_no_torch_one_thread_and_little_memory(start_pool: St
 def test_a_worker_can_run_on_torch(
     small_bundle: Path, start_pool: StartPool, listen: Listen
 ) -> None:
-    from codedinv.bundle import CodedModel
+    from codedinv.model import CodedModel
 
     model = CodedModel.load(small_bundle)
     shapes = tuple(model.input_shape), tuple(model.embedding_shape)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codedinv.bundle import CodedModel
+from codedinv.model import CodedModel
 from codedinv.serving import CodedServer
 from codedinv.triton_repo import write_repository
 from codedinv.workers import BackboneSpec, Died, Dropped, Ready, Result

@@ -151,4 +151,9 @@ def _checked(models: Mapping[str, BackboneSpec] | BackboneSpec) -> dict[str, Bac
     found = {"backbone": models} if isinstance(models, BackboneSpec) else dict(models)
     if not found:
         raise ValueError("models: expected at least one")
+    if any(spec.parity is not None for spec in found.values()):
+        raise ValueError(
+            "models: servers of the Open Inference Protocol run the backbone alone, so the scheme "
+            "'worker-encoded' needs workers of another kind; 'invertible' encodes at the front end"
+        )
     return found

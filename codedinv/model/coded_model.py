@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +10,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codedinv import bundle_folder
-from codedinv.bundle_folder import ANCHORS, BACKBONE, ENCODER, LIGHT, Manifest, head_file
 from codedinv.coding import Code, StreamingDecoder
 from codedinv.errors import BundleError
 from codedinv.extras import require
-from codedinv.light import Fusion, LightModel
-from codedinv.runtimes import (
+from codedinv.model import folder as folder_files
+from codedinv.model.anchors import Anchors, load_anchors
+from codedinv.model.calibration import consistency_file, load_consistency
+from codedinv.model.find import find
+from codedinv.model.light import Fusion, LightModel
+from codedinv.model.manifest import (
+    ANCHORS,
+    BACKBONE,
+    ENCODER,
+    LIGHT,
+    MANIFEST,
+    Manifest,
+    head_file,
+    with_scheme,
+)
+from codedinv.model.runtimes import (
     ArrayT,
     Network,
     OnnxNetwork,
@@ -27,27 +38,11 @@ from codedinv.runtimes import (
     choose_runtime,
 )
 from codedinv.verification import Consistency
-from codedinv.verification.store import consistency_file, load_consistency
 
 if TYPE_CHECKING:
     import torch
 
-    from codedinv.modules import TorchModules
-
-_BUNDLED = Path(__file__).parent / "bundles"
-
-
-@dataclass(frozen=True)
-class Anchors:
-    """Stored queries that fill the free slots of a partial coding group at no worker's cost.
-
-    Attributes:
-        queries: float32 (A, *input), A >= k - 1.
-        embeddings: float32 (A, *embedding), the backbone's results for them.
-    """
-
-    queries: NDArray[np.float32]
-    embeddings: NDArray[np.float32]
+    from codedinv.model.modules import TorchModules
 
 
 class CodedModel:
@@ -66,7 +61,7 @@ class CodedModel:
         heads: the task heads by name, each (B, *embedding) -> (B, outputs).
         anchors: queries and embeddings for the free slots of partial groups.
         consistency: tells a group with a wrong result from a clean one; None: not calibrated.
-        scheme: how the model is meant to be served: "invertible" or "guided".
+        scheme: how the model is meant to be served: "invertible", "worker-encoded" or "guided".
         light: the light model, x -> {task: calibrated logits}; None where the bundle has none.
         fusion: mixes decoded with light answers; None where no weights were fitted.
         metadata: metrics, macs, parameters, certificates and provenance; plain JSON values.
@@ -133,14 +128,14 @@ class CodedModel:
         if threads < 1:
             raise ValueError(f"threads: expected at least 1, got {threads}")
         runtime = choose_runtime(runtime)
-        folder = _find(name_or_folder)
-        manifest, hashes = bundle_folder.read_verified(folder)
-        _check_code(folder / bundle_folder.MANIFEST, manifest)
-        anchors = _load_anchors(folder / ANCHORS, manifest)
+        folder = find(name_or_folder)
+        manifest, hashes = folder_files.read_verified(folder)
+        _check_code(folder / MANIFEST, manifest)
+        anchors = load_anchors(folder / ANCHORS, manifest)
         consistency = load_consistency(folder, manifest)
         if runtime == "torch":
             require("torch")
-            from codedinv.modules import load_modules
+            from codedinv.model.modules import load_modules
 
             modules = load_modules(folder, manifest)
             return cls._of_modules(manifest, anchors, modules, folder, hashes, consistency)
@@ -185,8 +180,9 @@ class CodedModel:
             metadata: metrics, provenance, ...; macs, parameters and certificates are added.
             light: (B, *input) -> (B, sum of all tasks' outputs), calibrated logits in the tasks'
                 order.
-            fusion: weights for `codedinv.light.Fusion`; needs a light model.
-            scheme: "invertible" needs an encoder, "guided" a light model.
+            fusion: weights for `codedinv.model.light.Fusion`; needs a light model.
+            scheme: "invertible" (encoded at the front end) and "worker-encoded" (at the parity
+                worker) need an encoder, "guided" a light model.
             input_range: least and greatest value of a query that the model was made for; a server
                 refuses others. None: any.
 
@@ -194,11 +190,12 @@ class CodedModel:
             ValueError: shapes of the parts do not fit together, a part is missing, or a bad name.
         """
         require("torch")
-        from codedinv import modules
+        from codedinv.model.describe import describe
+        from codedinv.model.modules import assemble
 
-        assembled = modules.assemble(backbone, heads, encoder, light)
-        manifest, anchors = modules.describe(name, code, assembled, anchors_queries, metadata or {})
-        manifest = bundle_folder.with_scheme(manifest, scheme, fusion)
+        assembled = assemble(backbone, heads, encoder, light)
+        manifest, anchors = describe(name, code, assembled, anchors_queries, metadata or {})
+        manifest = with_scheme(manifest, scheme, fusion)
         manifest = manifest.model_copy(update={"input_range": _checked_range(input_range)})
         return cls._of_modules(manifest, anchors, assembled, None)
 
@@ -242,9 +239,9 @@ class CodedModel:
         if self.folder is None:
             raise ValueError("folder: a model without torch modules must come from a folder")
         require("torch")
-        from codedinv.modules import load_modules
+        from codedinv.model.modules import load_modules
 
-        bundle_folder.read_manifest(self.folder)  # its files may have been damaged since loading
+        folder_files.read_manifest(self.folder)  # its files may have been damaged since loading
         return load_modules(self.folder, self._manifest)
 
     def encode(self, queries: ArrayT) -> ArrayT:
@@ -327,22 +324,17 @@ class CodedModel:
         """
         folder = Path(folder)
         require("torch")
-        from codedinv.modules import serialise
+        from codedinv.model.serialise import serialise
 
         files, exported = serialise(self.modules, self._manifest, self.anchors, shared_weights)
         if self.consistency is not None:
             files |= consistency_file(self.consistency)
         metadata = {**self.metadata, "onnx": exported}
         manifest = self._manifest.model_copy(update={"metadata": metadata})
-        self._hashes = bundle_folder.write_folder(folder, manifest, files)
+        self._hashes = folder_files.write_folder(folder, manifest, files)
         self.metadata = metadata
         self.folder = folder
         return folder
-
-
-def bundled_names() -> list[str]:
-    """Names of the models that come with the package."""
-    return sorted(path.parent.name for path in _BUNDLED.glob(f"*/{bundle_folder.MANIFEST}"))
 
 
 def _checked_range(bounds: tuple[float, float] | None) -> tuple[float, float] | None:
@@ -364,18 +356,6 @@ def _like(example: ArrayT, array: NDArray[Any]) -> ArrayT:
     return exact.to(dtype=example.dtype, device=example.device)
 
 
-def _find(name_or_folder: str | Path) -> Path:
-    if isinstance(name_or_folder, str) and name_or_folder in bundled_names():
-        return _BUNDLED / name_or_folder
-    folder = Path(name_or_folder).expanduser()
-    if not folder.is_dir():
-        names = ", ".join(bundled_names()) or "none"
-        raise BundleError(
-            f"no model {str(name_or_folder)!r}: neither a folder nor a bundled name ({names})"
-        )
-    return folder
-
-
 def _check_code(path: Path, manifest: Manifest) -> None:
     entry = manifest.code
     coefficients = np.array(entry.coefficients, dtype=np.float64)
@@ -387,20 +367,3 @@ def _check_code(path: Path, manifest: Manifest) -> None:
         Code(coefficients)
     except ValueError as error:
         raise BundleError(f"{path}: {error}") from error
-
-
-def _load_anchors(path: Path, manifest: Manifest) -> Anchors:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        tensors = load_file(path)
-        anchors = Anchors(tensors["queries"], tensors["embeddings"])
-    except (SafetensorError, KeyError) as error:
-        raise BundleError(f"{path} does not hold anchors: {error}") from error
-    shapes = (anchors.queries.shape[1:], anchors.embeddings.shape[1:])
-    if shapes != (manifest.input_shape, manifest.embedding_shape) or len(anchors.queries) != len(
-        anchors.embeddings
-    ):
-        raise BundleError(f"{path}: its shapes {shapes} do not fit the bundle's")
-    return anchors

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from codedinv.bundle import CodedModel
-from codedinv.bundle_folder import file_sizes
 from codedinv.coding import Code
-from codedinv.light import Fusion, LightModel, confidence, lead, least_sure
+from codedinv.model import CodedModel
+from codedinv.model.folder import file_sizes
+from codedinv.model.light import Fusion, LightModel, confidence, lead, least_sure
 from codedinv.nn import LinearHead, ResNet, ResNetConfig, ResNetStage, SeparableNet
 
 SHAPE = (1, 28, 28)

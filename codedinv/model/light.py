@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from codedinv.runtimes import ArrayT, Network, check_batch
+from codedinv.model.runtimes import ArrayT, Network, check_batch
 
 Grouping = Literal["arrival", "alike"]
 

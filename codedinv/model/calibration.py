@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from codedinv import bundle_folder
-from codedinv.bundle_folder import CONSISTENCY, Manifest
 from codedinv.coding import Code
 from codedinv.errors import BundleError
-from codedinv.verification.consistency import Consistency
+from codedinv.model.folder import add_files, is_calibrated
+from codedinv.model.manifest import CONSISTENCY, Manifest
+from codedinv.verification import Consistency
 
 
 def consistency_file(consistency: Consistency) -> dict[str, bytes]:
@@ -37,7 +37,7 @@ def save_consistency(
         BundleError: the bundle is damaged.
     """
     files = consistency_file(consistency)
-    bundle_folder.add_files(folder, files, {"consistency": dict(calibration)})
+    add_files(folder, files, {"consistency": dict(calibration)})
 
 
 def load_consistency(folder: Path, manifest: Manifest) -> Consistency | None:
@@ -49,7 +49,7 @@ def load_consistency(folder: Path, manifest: Manifest) -> Consistency | None:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    if not bundle_folder.is_calibrated(folder):
+    if not is_calibrated(folder):
         return None
     path = folder / CONSISTENCY
     size = math.prod(manifest.embedding_shape)

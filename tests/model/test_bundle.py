@@ -19,12 +19,13 @@ import pytest
 import torch
 
 from codedinv import data
-from codedinv.bundle import CodedModel, bundled_names
-from codedinv.bundle_folder import SCHEMA_VERSION, file_sizes
 from codedinv.coding import Code
 from codedinv.errors import BundleError
 from codedinv.experiments.accuracy import evaluate
-from codedinv.runtimes import choose_runtime
+from codedinv.model import CodedModel, bundled_names
+from codedinv.model.folder import file_sizes
+from codedinv.model.manifest import SCHEMA_VERSION
+from codedinv.model.runtimes import choose_runtime
 
 FILES = [
     "bundle.json",

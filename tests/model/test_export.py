@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from codedinv.errors import BundleError
-from codedinv.export import OPSET, relative_error, to_onnx
+from codedinv.model.export import OPSET, relative_error, to_onnx
 
 
 class Branch(nn.Module):
