@@ -30,7 +30,7 @@ from codedinv.serving.policy import Policy
 from codedinv.serving.prediction import Prediction
 from codedinv.serving.queries import QueryCheck, check_deadline
 from codedinv.serving.runners import Home, in_thread, to_the_end
-from codedinv.serving.versions import Fallback
+from codedinv.serving.versions import Fallback, output_shapes
 from codedinv.workers import Pool
 
 if TYPE_CHECKING:
@@ -272,7 +272,8 @@ class CodedServer:
 
         Args:
             model: a `CodedModel`, the name of a bundled one, or a bundle's folder, with the same
-                `input_shape`.
+                `input_shape`, tasks and outputs: queries under way may be answered by either.
+                Anything else takes a server of its own.
             timeout: seconds to wait for that; the reload itself goes on. None:
                 `Policy.start_timeout_s` for each worker.
             scheme: for the new model, if the server was given a `Scheme` and not a name.
@@ -431,5 +432,11 @@ def _check_fit(new: Deployment, present: Deployment) -> None:
     shape, expected = new.check.input_shape, present.check.input_shape
     if shape != expected:
         raise ValueError(f"model: expected input_shape {expected}, got {shape}")
+    outputs, known = output_shapes(new.model), output_shapes(present.model)
+    if outputs != known:
+        raise ValueError(
+            f"model: expected the tasks and outputs {known}, for queries under way may be answered "
+            f"by either model, got {outputs}; start another server for it"
+        )
     if present.served.fallback is not None and new.served.fallback is None:
         raise ValueError("model: expected one with a light model, which is the server's fallback")
