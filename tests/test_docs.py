@@ -130,7 +130,7 @@ def some_result(**changes: object) -> dict[str, object]:
         "arrival + fused": {"mean": 89.0, "over_light": {"mean": 1.0, "low": 0.5, "high": 1.5}},
     }
     return {
-        "model": "m", "scheme": "invertible", "n": 5, "k": 4, "encoder_over_backbone": 0.08,
+        "model": "m", "scheme": "invertible", "n": 5, "k": 4, "r": 1, "encoder_over_backbone": 0.08,
         "light_over_backbone": 0.05, "A_n": 90.0, "A_d": 89.0, "retained_gain": 0.5,
         "controls": {"light": 88.0, "head_alone": 85.0, "plain_sum": 40.0, "affine_share": 0.9,
                      "exact_fused": 91.0},
@@ -145,15 +145,21 @@ def test_a_table_shows_every_model_beside_its_controls_and_marks_the_beaten() ->
     )
     lines = accuracy_tables([{"result": some_result()}, {"result": guided}]).splitlines()
     assert lines[2] == (
-        "| `m` | invertible | (5, 4) | 2.0% | 90.00 ± 1.25 | 89.00 ± 1.25 "
+        "| `m` | invertible | (5, 4) | 2.0% | +25% | 90.00 ± 1.25 | 89.00 ± 1.25 "
         "| 0.50 | 87.00 (beaten: light model) | 88.00 | 85.00 | 40.00 | 0.90 |"
     )
     assert lines[3].startswith(
-        "| `g` | guided | (5, 4) | 5.0% | 90.00 ± 1.25 | 89.00 ± 1.25 (beaten: light model) |"
+        "| `g` | guided | (5, 4) | 5.0% | +25% | 90.00 ± 1.25 | 89.00 ± 1.25 (beaten: light model)"
     )
     assert lines[7:] == ["| `m` | 87.00 | - | - | 89.00 (+1.00 ± 0.50) | - | 91.00 |"], (
         "guided has one way"
     )
+
+
+def test_an_encoder_at_the_workers_is_paid_there() -> None:
+    result = some_result(scheme="worker-encoded", encoder_over_backbone=0.96)
+    (line,) = (row for row in accuracy_tables([{"result": result}]).splitlines() if "(5, 4)" in row)
+    assert line.startswith("| `m` | worker-encoded | (5, 4) | 0.0% | +49% |")
 
 
 def test_a_text_without_the_marks_is_refused() -> None:

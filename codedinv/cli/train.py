@@ -12,7 +12,6 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from codedinv import data
 from codedinv.cli.reports import as_table, full_report
 from codedinv.experiments.fusing import fit_fusion
 from codedinv.experiments.images import learnt_data
@@ -27,7 +26,7 @@ from codedinv.training.classifier import (
     load_classifier,
 )
 from codedinv.training.encoder import fit_encoder, recipe_code
-from codedinv.training.images import load_training_images
+from codedinv.training.learnt import load_training_queries, recipe_examples
 from codedinv.training.light import fit_light, load_light
 from codedinv.training.recipe import Recipe, load_recipe
 from codedinv.verification.calibrate import calibrate
@@ -193,7 +192,7 @@ def make_model(
 ) -> CodedModel:
     """A model of trained networks, with anchors from the training set, fusion and provenance."""
     recipe = job.recipe
-    learnt, held_out = load_training_images(recipe, job.folder)
+    learnt, held_out = load_training_queries(recipe, job.folder)
     count = max(recipe.anchors, recipe.encoder.k - 1)
     picked = torch.from_numpy(
         np.random.default_rng(recipe.seed).choice(len(learnt), count, replace=False)
@@ -216,7 +215,7 @@ def make_model(
         "metadata": {"provenance": provenance, "controls": {"head_alone": _head_alone_of(job)}},
         "light": light,
         "scheme": recipe.scheme,
-        "input_range": (0.0, 1.0),  # what `data.to_queries` makes of images
+        "input_range": recipe_examples(recipe, job.folder, "test").input_range,
     }
     model = CodedModel.from_modules(**parts)
     fusible = encoder is not None and light is not None and recipe.encoder.r == 1
@@ -228,12 +227,12 @@ def make_model(
 
 def _write_bundle(job: _Job, model: CodedModel) -> None:
     """Evaluates the model on the test set and writes it."""
-    images, labels = data.load_image_set(job.recipe.data, "test", job.folder)
-    report = full_report(model, data.to_queries(images), labels, seed=0)
+    test = recipe_examples(job.recipe, job.folder, "test")
+    report = full_report(model, test.queries(), test.labels, seed=0)
     model.metadata["metrics"] = report
     model.save(job.out / "bundle")
     console = Console()
-    if model.scheme == "invertible":
+    if model.scheme != "guided":
         _calibrate(job, model, console)
     console.print(as_table(report))
     console.print(f"wrote {job.out / 'bundle'}", highlight=False)
@@ -241,7 +240,7 @@ def _write_bundle(job: _Job, model: CodedModel) -> None:
 
 def _calibrate(job: _Job, model: CodedModel, console: Console) -> None:
     """Adds to the bundle what wrong results are found by."""
-    queries = data.to_queries(data.load_image_set(job.recipe.data, "train", job.folder)[0])
+    queries = recipe_examples(job.recipe, job.folder, "train").queries()
     check, found = calibrate(model, queries)
     if found.holds:
         save_consistency(job.out / "bundle", check, found.to_dict())

@@ -45,8 +45,10 @@ def columns_of(model: CodedModel) -> tuple[list[Column], dict[str, str]]:
     else:
         omitted[GUIDED] = f"{model.name} has no light model"
     if "encoder" in macs:
-        share = macs["encoder"] / model.code.k / macs["backbone"]
-        columns.append(Column(INVERTIBLE, "invertible", front_end=share, coded=True))
+        at_worker = model.scheme == "worker-encoded"
+        share = 0.0 if at_worker else macs["encoder"] / model.code.k / macs["backbone"]
+        scheme = model.scheme if at_worker else "invertible"
+        columns.append(Column(INVERTIBLE, scheme, front_end=share, coded=True))
     else:
         omitted[INVERTIBLE] = f"{model.name} has no encoder: it is made for scheme {model.scheme!r}"
     return columns, omitted

@@ -87,7 +87,7 @@ def measure_controls(
         accuracy: what `evaluate` found.
     """
     plain_sum = None
-    if model.scheme == "invertible":
+    if model.scheme != "guided":
         progress("control: plain sum")
         plain: Any = PlainSum(model)
         bare = Known(known.embeddings, known.exact, None)
@@ -170,7 +170,7 @@ def costs(model: CodedModel) -> dict[str, float | None]:
         "alike": with_light,
         "light": light,
         "head_alone": None if alone is None else alone["macs"],
-        "plain_sum": share if model.scheme == "invertible" else None,
+        "plain_sum": share if model.scheme != "guided" else None,
     }
 
 

@@ -174,7 +174,13 @@ def serve(
     ) as server:
         warm_up(server, model)
         before = server.stats().to_dict()
-        live = view.LiveView(column.label, record, traffic.labels, server.stats, console)
+        live = view.LiveView(
+            column.label,
+            count,
+            lambda: Tally.of(record.answers(), traffic.labels),
+            server.stats,
+            console,
+        )
         mishaps = Mishaps(
             server, plan_mishaps(workers, count), lambda m: live.event(m.worker, str(m))
         )

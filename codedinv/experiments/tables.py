@@ -29,9 +29,9 @@ def accuracy_tables(receipts: Sequence[dict[str, Any]]) -> str:
     """
     results = [receipt["result"] for receipt in receipts]
     lines = [
-        "| model | scheme | (n, k) | front end | A_n | A_d as served | R | A_d, code alone | light "
-        "| head alone | plain sum | affine share |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| model | scheme | (n, k) | front end | workers | A_n | A_d as served | R "
+        "| A_d, code alone | light | head alone | plain sum | affine share |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
         *(_row(_controlled(result)) for result in results),
     ]
     by_way = [result for result in results if len(result["A_d_by_way"]) > 1]
@@ -95,6 +95,7 @@ def _controlled(result: dict[str, Any]) -> list[str]:
         result["scheme"],
         f"({result['n']}, {result['k']})",
         f"{_front_end(result):.1%}",
+        f"+{_at_workers(result):.0%}",
         _with_interval(result, "A_n"),
         _with_interval(result, "A_d") + _beaten(result),
         "-" if gain is None else f"{gain:.2f}",
@@ -115,6 +116,16 @@ def _front_end(result: dict[str, Any]) -> float:
     """What the scheme costs the front end for each query, over one backbone call."""
     if result["scheme"] == "guided":
         return float(result["light_over_backbone"])
+    return 0.0 if result["scheme"] == "worker-encoded" else _encoder_share(result)
+
+
+def _at_workers(result: dict[str, Any]) -> float:
+    """What the scheme costs workers for each query beyond its own call, over that."""
+    parities = int(result["r"]) / int(result["k"])
+    return parities + (_encoder_share(result) if result["scheme"] == "worker-encoded" else 0.0)
+
+
+def _encoder_share(result: dict[str, Any]) -> float:
     return float(result["encoder_over_backbone"]) / int(result["k"])
 
 

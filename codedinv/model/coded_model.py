@@ -61,7 +61,7 @@ class CodedModel:
         heads: the task heads by name, each (B, *embedding) -> (B, outputs).
         anchors: queries and embeddings for the free slots of partial groups.
         consistency: tells a group with a wrong result from a clean one; None: not calibrated.
-        scheme: how the model is meant to be served: "invertible" or "guided".
+        scheme: how the model is meant to be served: "invertible", "worker-encoded" or "guided".
         light: the light model, x -> {task: calibrated logits}; None where the bundle has none.
         fusion: mixes decoded with light answers; None where no weights were fitted.
         metadata: metrics, macs, parameters, certificates and provenance; plain JSON values.
@@ -181,7 +181,8 @@ class CodedModel:
             light: (B, *input) -> (B, sum of all tasks' outputs), calibrated logits in the tasks'
                 order.
             fusion: weights for `codedinv.model.light.Fusion`; needs a light model.
-            scheme: "invertible" needs an encoder, "guided" a light model.
+            scheme: "invertible" (encoded at the front end) and "worker-encoded" (at the parity
+                worker) need an encoder, "guided" a light model.
             input_range: least and greatest value of a query that the model was made for; a server
                 refuses others. None: any.
 

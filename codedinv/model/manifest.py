@@ -60,7 +60,7 @@ class Manifest(_Strict):
         embedding_shape: of one result.
         tasks: outputs of each task's head, in order; the first is the default task.
         input_range: least and greatest value of a query that the model was made for; None: any.
-        scheme: how the model is meant to be served; "guided" needs a light model and no encoder.
+        scheme: how the model is meant to be served; one of `SCHEMES`.
         fusion: weights of decoded and light answers by grouping (see codedinv.model.light.Fusion).
         metadata: metrics, macs, parameters, certificates, provenance: information, never needed
             to serve.
@@ -84,7 +84,8 @@ class Manifest(_Strict):
         return [WEIGHTS, ANCHORS, BACKBONE, *encoder, *light, *map(head_file, self.tasks)]
 
 
-SCHEMES = ("invertible", "guided")
+# Of these, "guided" needs a light model, and the others an encoder.
+SCHEMES = ("invertible", "worker-encoded", "guided")
 
 
 def with_scheme(
@@ -98,8 +99,8 @@ def with_scheme(
     parts = manifest.architecture
     if scheme not in SCHEMES:
         raise ValueError(f"scheme: expected one of {', '.join(SCHEMES)}, got {scheme!r}")
-    if scheme == "invertible" and parts.encoder is None:
-        raise ValueError("encoder: the scheme 'invertible' needs one, got None")
+    if scheme != "guided" and parts.encoder is None:
+        raise ValueError(f"encoder: the scheme {scheme!r} needs one, got None")
     if parts.light is None and (scheme == "guided" or fusion is not None):
         raise ValueError("light: the scheme 'guided' and fusion need a light model, got None")
     weights = None if fusion is None else dict(fusion)

@@ -13,7 +13,7 @@ def macs(module: nn.Module, example: Tensor) -> int:
     """Counts the multiply-accumulates of convolutions and linear layers in one call.
 
     Args:
-        module: any network of `nn.Conv2d` and `nn.Linear`.
+        module: any network of `nn.Conv1d`, `nn.Conv2d` and `nn.Linear`.
         example: one input, batch of 1.
 
     Returns:
@@ -23,7 +23,7 @@ def macs(module: nn.Module, example: Tensor) -> int:
 
     def count(layer: nn.Module, _: Any, output: Tensor) -> None:
         nonlocal total
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
             total += output.numel() * layer.weight[0].numel()
         elif isinstance(layer, nn.Linear):
             total += output.numel() * layer.in_features
@@ -31,7 +31,7 @@ def macs(module: nn.Module, example: Tensor) -> int:
     handles = [
         layer.register_forward_hook(count)
         for layer in module.modules()
-        if isinstance(layer, (nn.Conv2d, nn.Linear))
+        if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Linear))
     ]
     training = module.training
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from codedinv.workers import Backbone, BackboneSpec, Batching, Pool, ProcessPool
 from codedinv.workers.backbone import ParityBackbone
 from codedinv.workers.batches import ONE_BY_ONE
 from codedinv.workers.devices import CPU
+
+if TYPE_CHECKING:
+    from codedinv.workers.oip import Security
 
 Backend = Literal["process", "thread", "ray"]
 
@@ -140,6 +143,7 @@ def make_pool(
     in_flight: int,
     batching: Batching = ONE_BY_ONE,
     devices: Sequence[str] = (CPU,),
+    security: Security | None = None,
 ) -> Pool:
     """The workers, and one index more for the spare that a reload uses.
 
@@ -150,15 +154,16 @@ def make_pool(
         in_flight: tasks that a worker holds.
         batching: how local workers make batches.
         devices: of worker processes.
+        security: certificates and token for endpoints.
 
     Raises:
-        ValueError: an endpoint that cannot be understood.
+        ValueError: an endpoint that cannot be understood, or files that are no certificates.
         ImportError: what the workers need is not installed; it names the extra.
     """
     if not isinstance(workers, int):
         from codedinv.workers.oip import OipPool
 
-        return OipPool(models, workers, in_flight)
+        return OipPool(models, workers, in_flight, security)
     if backend == "ray":
         from codedinv.workers.ray import RayPool
 
