@@ -59,6 +59,9 @@ class OnnxPart:
         _check_single(part, "output", list(graph.output))
         self.input_shape = _shape(part, inputs[0])
         _shape(part, graph.output[0])
+        # Old files list their weights as inputs too, which makes them ones that a caller could set.
+        del graph.input[:]
+        graph.input.append(inputs[0])
         _rename(graph, inputs[0].name, input_name)
         _rename(graph, graph.output[0].name, output_name)
         self.content = bytes(model.SerializeToString())
@@ -138,8 +141,6 @@ def _check_single(part: str, what: str, values: list[Any]) -> None:
 def _shape(part: str, value: Any) -> tuple[int, ...] | None:
     """Sizes behind the batch axis, which must be free; None: one of them is free too."""
     dimensions = value.type.tensor_type.shape.dim
-    if not value.type.tensor_type.HasField("shape"):
-        return None
     if len(dimensions) < 2:
         raise ValueError(
             f"{part}: {value.name!r}: expected axes (batch, ...), got {len(dimensions)}"
@@ -188,10 +189,11 @@ def _macs(model: Any) -> int:
 
     one = onnx.ModelProto()
     one.CopyFrom(model)
-    for value in one.graph.input:
-        if value.type.tensor_type.shape.dim:
-            value.type.tensor_type.shape.dim[0].dim_value = 1
-    graph = onnx.shape_inference.infer_shapes(one).graph
+    one.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    try:
+        graph = onnx.shape_inference.infer_shapes(one).graph
+    except onnx.shape_inference.InferenceError:  # the graph runs: sizes written in it are wrong
+        graph = one.graph
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.output, *graph.value_info):
         shapes[value.name] = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
