@@ -147,9 +147,7 @@ class CodedServer:
         try:
             if pool is None:
                 kind, in_flight = backend or "process", self.policy.in_flight
-                pool = make_pool(
-                    now.models, kind, workers, in_flight, batching, chosen, security
-                )
+                pool = make_pool(now.models, kind, workers, in_flight, batching, chosen, security)
             else:
                 pool.provide(0, now.models)
             self.pool: Any = pool  # a local one can do more than a `Pool`
