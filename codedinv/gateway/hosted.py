@@ -39,12 +39,14 @@ class HostedModel:
         name: str,
         settings: ModelSettings | None = None,
         server: CodedServer | None = None,
+        tracing: bool = False,
     ) -> None:
         self.name = name
         self.server = server
         self.state = "READY" if server is not None else "UNAVAILABLE"
         self.reason = "" if server is not None else "not loaded yet"
         self.statistics = Statistics()
+        self._tracing = tracing
         self._settings = settings  # None: somebody else owns the server
         self._changing = asyncio.Lock()
         self._next_load: asyncio.Task[None] | None = None  # it waits for its turn
@@ -149,7 +151,7 @@ class HostedModel:
         await server.__aexit__(None, None, None)
 
     async def _warm_server(self, model: Any) -> CodedServer:
-        server = await _started(self._own(), model)
+        server = await _started(self._own(), model, self._tracing)
         await _warm(server)
         return server
 
@@ -225,7 +227,7 @@ class HostedModels:
         ]
 
 
-async def _started(settings: ModelSettings, model: Any) -> CodedServer:
+async def _started(settings: ModelSettings, model: Any, tracing: bool) -> CodedServer:
     """A server in this event loop; it starts in a thread, which may take seconds."""
     server = await asyncio.to_thread(
         CodedServer,
@@ -238,6 +240,7 @@ async def _started(settings: ModelSettings, model: Any) -> CodedServer:
         fuse=settings.fuse,
         fallback=settings.fallback,
         security=settings.security_of_workers,
+        tracing=tracing,
     )
     return await server.__aenter__()
 

@@ -25,6 +25,7 @@ from codedinv.gateway.errors import NotFound, RequestError, Unavailable, message
 from codedinv.gateway.health import Health
 from codedinv.gateway.hosted import HostedModels
 from codedinv.gateway.inference import Limits, check_message_size, infer
+from codedinv.gateway.tracing import RequestTracing
 from codedinv.gateway.traffic import Traffic
 from codedinv.oip import grpc_codec
 from codedinv.oip.messages import SERVICE, handlers, message, parse_request, pool
@@ -48,6 +49,7 @@ class Rpc:
         token: of all calls but those that ask for the gateway's health.
         log_all: a line for each request; else only for those with an error.
         max_requests: at a time, but for those that ask for the gateway's health.
+        tracing: makes OpenTelemetry spans of inference requests.
     """
 
     def __init__(
@@ -58,10 +60,12 @@ class Rpc:
         token: Token,
         log_all: bool = False,
         max_requests: int = 1024,
+        tracing: bool = False,
     ) -> None:
         self._models = models
         self._limits = limits
         self._traffic = traffic
+        self._tracing = RequestTracing(tracing)
         self._token = token
         self._log_all = log_all
         self._max_requests = max_requests
@@ -137,7 +141,8 @@ class Rpc:
     # ---- inference
 
     async def _infer(self, request: Any, context: Any) -> Any:
-        with self._traffic.request("grpc") as record:
+        name, metadata = request.model_name, context.invocation_metadata()
+        with self._traffic.request("grpc") as record, self._tracing.grpc(metadata, name):
             hosted = record.model = self._models.get(request.model_name, request.model_version)
             left_s = context.time_remaining()
             if left_s is not None and left_s > _FOREVER_S:

@@ -137,6 +137,7 @@ class GatewaySettings(BaseSettings):
             is not ready: the time that load balancers need to notice.
         drain_timeout_s: for requests in progress after that.
         access_log: a line for each request, not only for those that failed.
+        tracing: sends OpenTelemetry spans by OTLP, as the variables OTEL_* say.
         log_level: of the log on stderr, JSON lines.
     """
 
@@ -157,6 +158,7 @@ class GatewaySettings(BaseSettings):
     drain_delay_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     drain_timeout_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     access_log: bool = False
+    tracing: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")

@@ -30,6 +30,7 @@ from codedinv.serving.policy import Policy
 from codedinv.serving.prediction import Prediction
 from codedinv.serving.queries import QueryCheck, check_deadline
 from codedinv.serving.runners import Home, in_thread, to_the_end
+from codedinv.serving.tracing import Tracing
 from codedinv.serving.versions import Fallback, output_shapes
 from codedinv.workers import Pool
 
@@ -78,6 +79,9 @@ class CodedServer:
             (outputs,). Or "light", the model's own light model. None: that one if there is one.
         on_correction: called with (query id, `Prediction`) when the exact answer comes after a
             reconstructed one or a fallback was given; runs where done-callbacks run.
+        tracing: makes OpenTelemetry spans of queries that are submitted under a span that is
+            recorded (extra `otel`): queue, worker, encode, decode, head, by the program's own
+            tracer provider. Remote workers are sent the trace context.
 
     Attributes:
         pool: the workers. Local ones can be broken in many ways, for tests and demonstrations:
@@ -102,6 +106,7 @@ class CodedServer:
         security: Security | None = None,
         fallback: Fallback = None,
         on_correction: Corrected | None = None,
+        tracing: bool = False,
     ) -> None:
         _check_workers(workers, backend, pool, security)
         self.policy = policy if policy is not None else Policy()
@@ -131,7 +136,8 @@ class CodedServer:
             else:
                 pool.provide(0, now.models)
             self.pool: Any = pool  # a local one can do more than a `Pool`
-            self._engine = Engine(now.served, self.policy, pool, count, on_correction)
+            traced = Tracing() if tracing else None
+            self._engine = Engine(now.served, self.policy, pool, count, on_correction, traced)
         except BaseException:
             now.remove()
             raise
