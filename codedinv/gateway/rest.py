@@ -10,7 +10,7 @@ from starlette.routing import Route, Router
 
 from codedinv.gateway import pages
 from codedinv.gateway.access import Access, Scope, Send, Token, send_body, send_json
-from codedinv.gateway.bodies import ClientGone, Receive, compressed, read_body
+from codedinv.gateway.bodies import Bodies, ClientGone, Receive, compressed, read_body
 from codedinv.gateway.descriptions import (
     HTTP_EXTENSIONS,
     model_config,
@@ -70,9 +70,11 @@ def build_app(
     log_all: bool = False,
     max_requests: int = 1024,
     tracing: bool = False,
+    bodies: Bodies | None = None,
 ) -> Access:
-    """The application for models that the gateway loads itself."""
-    api = _Api(models, limits, traffic, RequestTracing(tracing))
+    """The application for models that the gateway loads itself; `bodies`: shared with gRPC."""
+    bodies = bodies or Bodies(limits.max_total_body_bytes)
+    api = _Api(models, limits, traffic, RequestTracing(tracing), bodies)
     model = "/v2/models/{name}"
     version = model + "/versions/{version}"
     routes = [
@@ -130,12 +132,18 @@ class _Api:
     """The handlers."""
 
     def __init__(
-        self, models: HostedModels, limits: Limits, traffic: Traffic, tracing: RequestTracing
+        self,
+        models: HostedModels,
+        limits: Limits,
+        traffic: Traffic,
+        tracing: RequestTracing,
+        bodies: Bodies,
     ) -> None:
         self._models = models
         self._limits = limits
         self._traffic = traffic
         self._tracing = tracing
+        self._bodies = bodies
 
     def _model(self, scope: Scope) -> HostedModel:
         parameters = scope["path_params"]
@@ -146,9 +154,13 @@ class _Api:
     async def infer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = scope["headers_of"]
         name = scope["path_params"]["name"]
-        with self._traffic.request("http") as record, self._tracing.http(headers, name) as span:
+        with (
+            self._traffic.request("http") as record,
+            self._tracing.http(headers, name) as span,
+            self._bodies.hold() as hold,
+        ):
             hosted = record.model = self._model(scope)
-            body = await read_body(headers, receive, self._limits.max_body_bytes)
+            body = await read_body(headers, receive, self._limits.max_body_bytes, hold)
             stated = headers.get(_HEADER_LENGTH)
             length = rest.parse_header_length(None if stated is None else stated.decode("latin-1"))
             check_json_size(hosted, len(body) if length is None else length, self._limits)

@@ -14,6 +14,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from codedinv.gateway.access import Token
+from codedinv.gateway.bodies import Bodies
 from codedinv.gateway.descriptions import (
     EXTENSIONS,
     model_config,
@@ -50,6 +51,7 @@ class Rpc:
         log_all: a line for each request; else only for those with an error.
         max_requests: at a time, but for those that ask for the gateway's health.
         tracing: makes OpenTelemetry spans of inference requests.
+        bodies: shared with REST; None: of its own.
     """
 
     def __init__(
@@ -61,11 +63,13 @@ class Rpc:
         log_all: bool = False,
         max_requests: int = 1024,
         tracing: bool = False,
+        bodies: Bodies | None = None,
     ) -> None:
         self._models = models
         self._limits = limits
         self._traffic = traffic
         self._tracing = RequestTracing(tracing)
+        self._bodies = bodies or Bodies(limits.max_total_body_bytes)
         self._token = token
         self._log_all = log_all
         self._max_requests = max_requests
@@ -112,6 +116,7 @@ class Rpc:
             began = time.perf_counter()
             metadata = dict(context.invocation_metadata() or ())
             error: Exception
+            hold = self._bodies.hold()
             self._in_progress += 1
             self._idle.clear()
             try:
@@ -120,6 +125,7 @@ class Rpc:
                     if self._in_progress > self._max_requests:
                         raise Unavailable(f"{self._max_requests} requests are in progress")
                 check_message_size(self._models, name, len(wire), self._limits)
+                hold.grow(len(wire))
                 request = parse_request(name, wire)
                 answer = await call(request, context)
             except Exception as raised:
@@ -129,6 +135,7 @@ class Rpc:
                     _log_call(name, request, metadata, began, None)
                 return answer
             finally:
+                hold.release()
                 self._in_progress -= 1
                 if not self._in_progress:
                     self._idle.set()

@@ -18,6 +18,7 @@ import uvicorn
 
 from codedinv.errors import CodedInvError
 from codedinv.gateway.access import Token
+from codedinv.gateway.bodies import Bodies
 from codedinv.gateway.connection import connection_class
 from codedinv.gateway.hosted import HostedModel, HostedModels
 from codedinv.gateway.inference import Limits
@@ -61,14 +62,15 @@ class _Gateway:
             HostedModel(name_of(model), settings=model, tracing=settings.tracing)
             for model in settings.models
         )
-        limits = Limits(settings.max_body_bytes, settings.max_batch)
+        limits = Limits(settings.max_body_bytes, settings.max_batch, settings.max_total_body_bytes)
+        bodies = Bodies(limits.max_total_body_bytes)
         token = Token(settings.token.get_secret_value() if settings.token else None)
         traffic = Traffic()
         log_all = settings.access_log
         tracing = settings.tracing
         if tracing:
             export_spans()
-        how = limits, traffic, token, log_all, settings.max_requests, tracing
+        how = limits, traffic, token, log_all, settings.max_requests, tracing, bodies
         self._app = build_app(self._models, *how)
         self._rpc = Rpc(self._models, *how)
         self._stop = asyncio.Event()

@@ -155,7 +155,7 @@ class Tracing:
             self._span("queue", traced, traced.since_ns, {})
         if traced is None:
             return NO_HEADERS
-        attributes = {"codedinv.worker": worker, "codedinv.role": role}
+        attributes: dict[str, Any] = {"codedinv.worker": worker, "codedinv.role": role}
         span = self._tracer.start_span("worker", traced.context, attributes=attributes)
         self._tasks[task] = worker, span
         headers: dict[str, str] = {}
