@@ -20,7 +20,7 @@ from codedinv.gateway.descriptions import (
 )
 from codedinv.gateway.errors import MethodNotAllowed, NotFound, RequestError, Unavailable
 from codedinv.gateway.exposition import exposition
-from codedinv.gateway.hosted import HostedModel, HostedModels
+from codedinv.gateway.hosted import INPUT, HostedModel, HostedModels
 from codedinv.gateway.inference import Limits, check_json_size, infer
 from codedinv.gateway.openapi import describe
 from codedinv.gateway.tracing import RequestTracing
@@ -164,7 +164,7 @@ class _Api:
             stated = headers.get(_HEADER_LENGTH)
             length = rest.parse_header_length(None if stated is None else stated.decode("latin-1"))
             check_json_size(hosted, len(body) if length is None else length, self._limits)
-            request = rest.decode_request(body, length)
+            request = rest.decode_request(body, length, (INPUT,))
             answer = await _unless_gone(infer(hosted, request, self._limits), receive)
             encoded, header_length = rest.encode_response(answer, request)
             encoded, encoding = compressed(encoded, headers.get(b"accept-encoding", b""))

@@ -24,7 +24,7 @@ from codedinv.gateway.descriptions import (
 )
 from codedinv.gateway.errors import NotFound, RequestError, Unavailable, message_of, status_of
 from codedinv.gateway.health import Health
-from codedinv.gateway.hosted import HostedModels
+from codedinv.gateway.hosted import INPUT, HostedModels
 from codedinv.gateway.inference import Limits, check_message_size, infer
 from codedinv.gateway.tracing import RequestTracing
 from codedinv.gateway.traffic import Traffic
@@ -154,7 +154,7 @@ class Rpc:
             left_s = context.time_remaining()
             if left_s is not None and left_s > _FOREVER_S:
                 left_s = None
-            decoded = grpc_codec.decode_request(request)
+            decoded = grpc_codec.decode_request(request, (INPUT,))
             return grpc_codec.encode_response(await infer(hosted, decoded, self._limits, left_s))
 
     # ---- health and descriptions
