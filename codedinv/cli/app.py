@@ -166,6 +166,9 @@ def demo(
         typer.Option(help="Queries per second; default: what this machine has room for."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the images' order and the arrivals.")] = 0,
+    devices: Annotated[
+        str, typer.Option(help="Of the workers: `cpu`, `cuda` (all there are), or `cuda:0,cuda:1`.")
+    ] = "cpu",
 ) -> None:
     """Serve real images while one worker is killed and another slowed: five ways, side by side.
 
@@ -184,7 +187,7 @@ def demo(
 
     from codedinv.experiments.demo import run_demo
 
-    if not run_demo(model, out, data, queries, rate, seed, Console()):
+    if not run_demo(model, out, data, queries, rate, seed, Console(), devices.split(",")):
         raise typer.Exit(1)
 
 

@@ -125,6 +125,8 @@ class _Gateway:
 
     def _reload_all(self) -> None:
         for hosted in self._models:
+            if not hosted.is_wanted:
+                continue  # who unloaded it would not want it back by a signal
             task = asyncio.ensure_future(_reload(hosted))
             self._reloads.add(task)  # the loop keeps weak references only
             task.add_done_callback(self._reloads.discard)

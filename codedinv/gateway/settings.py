@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -22,6 +22,9 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from codedinv.serving import Policy
+
+if TYPE_CHECKING:
+    from codedinv.workers.oip import Security
 
 PREFIX = "CODEDINV_"
 _NOT_OURS = {"CODEDINV_ISA"}  # the decoder's
@@ -39,6 +42,23 @@ def _policy(value: Any) -> Any:
     return Policy(**value)
 
 
+class SecuritySettings(BaseModel):
+    """How to connect to remote workers.
+
+    Attributes:
+        ca: PEM file of the certificates to trust; None: the system's.
+        certificate, key: PEM files of the gateway's own, for workers that want one; both or none.
+        token: sent as `Authorization: Bearer TOKEN`, over TLS only unless the worker is local.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    token: SecretStr | None = None
+
+
 class ModelSettings(BaseModel):
     """One model that is served.
 
@@ -46,11 +66,13 @@ class ModelSettings(BaseModel):
         model: a bundled name or a bundle's folder.
         name: by which clients ask for it; None: the bundle's own.
         workers: how many, or the addresses of remote ones; None: as many as a group has slots.
+        security: how to connect to remote ones, with TLS and a token.
         backend: as `CodedServer` takes it.
         scheme: as `CodedServer` takes it.
         grouping: as `CodedServer` takes it.
         fuse: as `CodedServer` takes it.
         fallback: "light": answers what nothing else answered in time.
+        max_batch, max_queue_delay_us, devices, runtime: as `CodedServer` takes them.
         policy: fields of `Policy`.
     """
 
@@ -59,6 +81,7 @@ class ModelSettings(BaseModel):
     model: str
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     workers: Annotated[int, Field(ge=1)] | tuple[str, ...] | None = None
+    security: SecuritySettings | None = None
     backend: Literal["process", "thread", "ray"] | None = None
     scheme: Literal["invertible", "worker-encoded", "guided", "replication", "uncoded"] | None = (
         None
@@ -66,7 +89,36 @@ class ModelSettings(BaseModel):
     grouping: Literal["arrival", "alike"] = "arrival"
     fuse: bool = True
     fallback: Literal["light"] | None = None
+    max_batch: int = 1
+    max_queue_delay_us: int = 0
+    devices: str | tuple[str, ...] = "cpu"
+    runtime: Literal["auto", "onnx", "torch"] = "auto"
     policy: Annotated[Policy, BeforeValidator(_policy)] = Policy()
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSettings:
+        if self.security is not None and not isinstance(self.workers, tuple):
+            raise ValueError("security: expected with workers that are addresses")
+        if self.security_of_workers is not None:
+            from codedinv.workers.oip.tls import tls_context
+
+            tls_context(self.security_of_workers)
+        return self
+
+    @property
+    def security_of_workers(self) -> Security | None:
+        """The same for `CodedServer`."""
+        if self.security is None:
+            return None
+        from codedinv.workers.oip import Security
+
+        token = self.security.token
+        return Security(
+            self.security.ca,
+            self.security.certificate,
+            self.security.key,
+            token.get_secret_value() if token is not None else None,
+        )
 
 
 class GatewaySettings(BaseSettings):

@@ -150,7 +150,8 @@ class Answers:
         outputs = self._fused(answer, pending.query, outputs)
         latency = time.monotonic() - pending.submitted_at
         self._metrics.answered(answer.source, latency)
-        pending.future.end(Prediction(outputs, answer.source, latency, answer.query))
+        version = self._served[answer.version].version
+        pending.future.end(Prediction(outputs, answer.source, latency, answer.query, version))
         if self._on_correction is not None:
             self._submitted_at[answer.query] = pending.submitted_at
             if len(self._submitted_at) > _CORRECTABLE:
@@ -173,7 +174,8 @@ class Answers:
         elif self._on_correction is not None:
             now = time.monotonic()
             latency = now - self._submitted_at.pop(answer.query, now)
-            prediction = Prediction(outputs, "exact", latency, answer.query)
+            version = self._served[answer.version].version
+            prediction = Prediction(outputs, "exact", latency, answer.query, version)
             self._callbacks.post(self._on_correction, answer.query, prediction)
 
     def _complain(self, query: int, what: str, cause: BaseException) -> str:

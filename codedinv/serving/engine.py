@@ -56,6 +56,7 @@ class Engine:
     Attributes:
         settled: set once every worker was ready or dead, or the engine has failed.
         ended: set once the workers are gone.
+        waker: what `wake` does; whoever owns the loop may have a shorter way than the pool's bell.
         failure: the bug that ended it, if any.
     """
 
@@ -70,7 +71,8 @@ class Engine:
         self._pool = pool
         self._workers = workers
         self._callbacks = CallbackThread()
-        self.admission = Admission(policy.max_queue, pool.wake, self._callbacks)
+        self.waker: Callable[[], None] = pool.wake
+        self.admission = Admission(policy.max_queue, self.wake, self._callbacks)
         self._core = Core(
             served.scheme.plan, policy, workers, has_fallback=served.fallback is not None
         )
@@ -122,7 +124,11 @@ class Engine:
     # ---- for any thread
 
     def wake(self) -> None:
-        """Ends the `poll` in progress, or else the next one, at once."""
+        """Has a turn taken soon: ends the `poll` in progress, or else the next one, at once."""
+        self.waker()
+
+    def ring(self) -> None:
+        """The way of `wake` that works from every thread."""
         self._pool.wake()
 
     def fileno(self) -> int:

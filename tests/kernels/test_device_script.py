@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from codedinv.kernels import gate, tuning
 from codedinv.kernels.shapes import LARGEST_TILE
 from codedinv.kernels.tuning import Card, Stage, StageTuning

@@ -12,6 +12,7 @@ from codedinv.oip import InferRequest, ProtocolError, grpc_codec, messages
 from codedinv.workers.oip.connection import MOST_BYTES, Done, Failed, Gone, NoAnswer, belonging
 from codedinv.workers.oip.endpoint import Endpoint, Security
 from codedinv.workers.oip.signature import ModelInfo, TensorInfo
+from codedinv.workers.oip.tls import tls_problem
 
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND)
 _OPTIONS = [
@@ -48,6 +49,7 @@ class GrpcConnection:
         self._stub = messages.Stub(self._channel)
         self._metadata = list(security.headers(endpoint).items())
         self._question_s = question_s
+        self._endpoint, self._security = endpoint, security
 
     def is_server_ready(self) -> bool:
         return bool(self._ask("ServerReady").ready)
@@ -100,10 +102,16 @@ class GrpcConnection:
             return question(request, timeout=self._question_s, metadata=self._metadata)
         except grpc.RpcError as error:
             if error.code() in _GONE:
-                raise Gone(_words(error)) from None
+                raise Gone(self._why_gone() or _words(error)) from None
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise NoAnswer(f"{call}: no answer within {self._question_s} s") from None
             raise
+
+    def _why_gone(self) -> str:
+        """What gRPC may not tell, or in words of its own."""
+        if not self._endpoint.has_tls:
+            return ""
+        return tls_problem(self._endpoint, self._security, self._question_s, ["h2"])
 
 
 def _outcome(call: Any, identity: str) -> Any:
