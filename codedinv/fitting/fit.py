@@ -46,8 +46,9 @@ def fit(
 
     f and g stay as they are, unless `epochs` asks for training them. Every scheme there is becomes
     a candidate, for every k; all are measured on the test examples, and the model that comes back
-    is made for the cheapest that none beats measurably. That may be the advice not to code, `model.scheme == "uncoded"`: lost queries
-    are then answered by the light model. `model.report` has the table and the reason.
+    is made for the cheapest that none beats measurably. That may be the advice not
+    to code (`model.scheme == "uncoded"`): lost queries are then answered by the light model.
+    `model.report` has the table and the reason.
 
     Args:
         backbone: f, a trained torch module, (B, *input) -> (B, *embedding).

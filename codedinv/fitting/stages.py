@@ -61,11 +61,16 @@ def fit_classifier(
         outputs = int(head.eval()(backbone.eval()(queries.queries(slice(2)))).shape[1])
     for part in (learnt, test):
         part.check_fit(outputs=outputs)
-    recipe = ClassifierRecipe(
-        epochs=epochs, mixup_share=0, flip=False, autocast=False,
-        batch_size=min(128, max(16, len(queries) // 16)),
-        shift=1 if queries.inputs.ndim == 4 else 0,
-    )  # fmt: skip
+    recipe = ClassifierRecipe.model_validate(
+        {
+            "epochs": epochs,
+            "mixup_share": 0,
+            "flip": False,
+            "autocast": False,
+            "batch_size": min(128, max(16, len(queries) // 16)),
+            "shift": 1 if queries.inputs.ndim == 4 else 0,
+        }
+    )
     torch.manual_seed(settings.seed)
     scored = test.part(slice(_SCORED))
     training = classifier_training(
@@ -94,12 +99,14 @@ def fit_light(
         ValueError: the budget does not pay for one.
     """
     learnt, tasks = subject.learnt, list(subject.plain.tasks.values())
-    recipe = LightRecipe(
-        budget=_LIGHT_SHARE * settings.budget,
-        epochs=settings.epochs_of_light(len(learnt)),
-        batch_size=min(128, max(16, len(learnt) // 16)),
-        flip=subject.views == 2,
-        shift=1 if learnt.inputs.ndim == 4 else 0,
+    recipe = LightRecipe.model_validate(
+        {
+            "budget": _LIGHT_SHARE * settings.budget,
+            "epochs": settings.epochs_of_light(len(learnt)),
+            "batch_size": min(128, max(16, len(learnt) // 16)),
+            "flip": subject.views == 2,
+            "shift": 1 if learnt.inputs.ndim == 4 else 0,
+        }
     )
     torch.manual_seed(settings.seed + 2)
     light = light_for(
@@ -141,12 +148,14 @@ def fit_encoder(
         ValueError: the budget does not pay for one.
     """
     learnt, tasks, code = subject.learnt, list(subject.plain.tasks.values()), Code.uniform(k)
-    recipe = EncoderRecipe(
-        k=k,
-        steps=settings.steps_of_encoder(len(learnt), _GROUPS_PER_STEP),
-        groups_per_step=_GROUPS_PER_STEP,
-        flip=subject.views == 2,
-        autocast=False,
+    recipe = EncoderRecipe.model_validate(
+        {
+            "k": k,
+            "steps": settings.steps_of_encoder(len(learnt), _GROUPS_PER_STEP),
+            "groups_per_step": _GROUPS_PER_STEP,
+            "flip": subject.views == 2,
+            "autocast": False,
+        }
     )
     torch.manual_seed(settings.seed + 1)
     in_unit = subject.train.input_range is not None
