@@ -87,7 +87,10 @@ class Encoder(nn.Module):
             shape = (config.channels, *[1] * max(1, len(config.sides)))
             self.register_buffer("centre", torch.zeros(shape))
             self.register_buffer("spread", torch.ones(shape))
-        self.per_query = convolution(pixels, config.input_channels)
+        if len(config.sides) == 2:
+            self.per_query: Any = PatchConv2d(config.channels, config.input_channels, config.patch)
+        else:
+            self.per_query = convolution(pixels, config.input_channels)
         self.project = layer(config.input_channels, config.width, 1)
         self.trunk = nn.ModuleList(
             nn.Sequential(
@@ -122,7 +125,9 @@ class Encoder(nn.Module):
         x = self._channels_first(flat)
         if self.config.normalised:
             x = (x - self.centre) / self.spread
-        features = F.elu(self.per_query(_to_patches(x, self.config.patch)))
+        if len(self.config.sides) != 2:
+            x = _to_patches(x, self.config.patch)
+        features = F.elu(self.per_query(x))
         h = self.project(self._combine(features, batch, k))
         for block in self.trunk:
             h = h + block(h)
@@ -140,6 +145,29 @@ class Encoder(nn.Module):
         """[B k, ...] -> [B r, ...]: the code's rows applied over the queries of each group."""
         combined = torch.matmul(self.coefficients.to(x.dtype), x.reshape(batch, k, -1))
         return combined.reshape(-1, *x.shape[1:])
+
+
+class PatchConv2d(nn.Conv2d):
+    """A 3x3 convolution over the patches of an image, done as the strided convolution over its
+    pixels that it is: the pixels need not be moved, which takes ONNX Runtime as long as the
+    arithmetic. Weights are those of the convolution over patches, [outputs, C patch^2, 3, 3].
+
+    Args:
+        channels: C of the image.
+        outputs: channels of the result.
+        patch: side of a patch; it divides the image.
+    """
+
+    def __init__(self, channels: int, outputs: int, patch: int) -> None:
+        super().__init__(channels * patch**2, outputs, 3, padding=1)
+        self._channels, self._patch = channels, patch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, outputs, H / patch, W / patch]."""
+        p = self._patch
+        taps = self.weight.reshape(self.out_channels, self._channels, p, p, 3, 3)
+        kernel = taps.permute(0, 1, 4, 2, 5, 3).reshape(-1, self._channels, 3 * p, 3 * p)
+        return F.conv2d(x, kernel, self.bias, stride=p, padding=p)
 
 
 def _to_patches(x: Tensor, patch: int) -> Tensor:
