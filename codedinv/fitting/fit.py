@@ -14,6 +14,7 @@ from codedinv.data import as_examples
 from codedinv.fitting.course import Course
 from codedinv.fitting.report import Report
 from codedinv.fitting.settings import Settings
+from codedinv.fitting.stages import fit_classifier
 from codedinv.fitting.subject import Subject
 from codedinv.model import CodedModel
 from codedinv.training.threads import use_threads
@@ -32,6 +33,7 @@ def fit(
     name: str = "fitted",
     out: str | Path | None = None,
     unavailable: float = 0.05,
+    epochs: int = 0,
     light_epochs: int | None = None,
     encoder_steps: int | None = None,
     seed: int = 0,
@@ -42,10 +44,11 @@ def fit(
 ) -> CodedModel:
     """Codes a trained model: fits a light model and encoders, measures, keeps the best.
 
-    f and g stay as they are. Every scheme there is becomes a candidate, for every k; all are
-    measured on the test examples, and the model that comes back is made for the cheapest that none
-    beats measurably. That may be the advice not to code, `model.scheme == "uncoded"`: lost queries
-    are then answered by the light model. `model.report` has the table and the reason.
+    f and g stay as they are, unless `epochs` asks for training them. Every scheme there is becomes
+    a candidate, for every k; all are measured on the test examples, and the model that comes back
+    is made for the cheapest that none beats measurably. That may be the advice not
+    to code (`model.scheme == "uncoded"`): lost queries are then answered by the light model.
+    `model.report` has the table and the reason.
 
     Args:
         backbone: f, a trained torch module, (B, *input) -> (B, *embedding).
@@ -59,6 +62,7 @@ def fit(
         out: folder for the bundle, the table, the figure and checkpoints, from which a killed fit
             goes on; None: nothing is kept.
         unavailable: share of results that do not come, at which ways are compared.
+        epochs: to train f and g first, as copies; 0: they are trained.
         light_epochs, encoder_steps: of the trainings; None: as many as the data call for.
         seed: of everything random.
         device: "cpu" or "cuda".
@@ -79,10 +83,22 @@ def fit(
         console.width = max(console.width, 100)
     use_threads(threads)
     examples = as_examples(train, "train"), as_examples(test, "test")
-    subject = Subject.checked(backbone, heads, *examples, settings, device)
     with tempfile.TemporaryDirectory(prefix="codedinv-fit-") as scratch:
         work = Path(scratch) if out is None else Path(out) / WORK
         work.mkdir(parents=True, exist_ok=True)
+        if epochs:
+            backbone, heads = fit_classifier(
+                backbone,
+                heads,
+                *examples,
+                epochs,
+                settings,
+                work / "model",
+                device,
+                resume,
+                console,
+            )
+        subject = Subject.checked(backbone, heads, *examples, settings, device)
         model, report = Course(subject, settings, work, resume, console).run()
     model.report = report
     console.print(report.table())

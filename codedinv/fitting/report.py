@@ -111,8 +111,8 @@ class Report:
     def _caption(self) -> str:
         lines = [
             f"Light model: {_with_half(self.light)} % for {self.light_over_backbone:.1%} of f's "
-            f"work; f is worth {_with_half(self.worth)} points over it.\nCosts, for each query (and "
-            "each lost one), are shares of one backbone call.",
+            f"work; f is worth {_with_half(self.worth)} points over it.",
+            "Costs, for each query and each lost one, are shares of one backbone call.",
             *(f"Left out: {what}: {why}" for what, why in self.omitted.items()),
         ]
         return "\n".join(lines)

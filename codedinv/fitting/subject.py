@@ -74,7 +74,7 @@ class Subject:
             TypeError: backbone or heads are no torch modules.
             ValueError: they do not fit together, or there are too few examples.
         """
-        backbone, heads = _as_modules(backbone, heads)
+        backbone, heads = as_modules(backbone, heads)
         _check_amounts(train, test, settings)
         target = torch.device(device)
         anchors = anchors_of(train, max(_ANCHORS, max(settings.ks) - 1), settings.seed)
@@ -110,7 +110,12 @@ def anchors_of(train: Examples, count: int, seed: int) -> np.ndarray:
     return train.queries(picked)
 
 
-def _as_modules(backbone: Any, heads: Any) -> tuple[nn.Module, dict[str, nn.Module]]:
+def as_modules(backbone: Any, heads: Any) -> tuple[nn.Module, dict[str, nn.Module]]:
+    """Backbone and heads by task, as they were given.
+
+    Raises:
+        TypeError: they are no torch modules.
+    """
     if not isinstance(backbone, nn.Module):
         raise TypeError(f"backbone: expected a torch module, got {type(backbone).__name__}")
     named = {"label": heads} if isinstance(heads, nn.Module) else dict(heads or {})
