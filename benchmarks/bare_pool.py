@@ -103,5 +103,5 @@ def serve(pipe: Connection, folder: Path, shape: tuple[int, ...]) -> None:
     backbone = load_backbone(folder, "onnx")
     pipe.send_bytes(b"ready")
     while data := pipe.recv_bytes():
-        result = backbone(np.frombuffer(data, np.float32).reshape(shape))
+        result = backbone(np.frombuffer(data, np.float32).reshape(1, *shape))
         pipe.send_bytes(np.ascontiguousarray(result).data.cast("B"))

@@ -12,8 +12,9 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from codedinv.kernels.aot import compile_variant, variants
 from receipt import write_receipt
+
+from codedinv.kernels.aot import compile_variant, variants
 
 ARCHITECTURE = 90
 KERNELS = ("stage", "inversion", "inversion of few")

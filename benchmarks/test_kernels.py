@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from codedinv.kernels import reference, testing
-from codedinv.kernels.tuning import Stage
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from codedinv import kernels
+from codedinv.kernels import reference, testing
+from codedinv.kernels.tuning import Stage
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -36,13 +36,21 @@ def test_mnist_is_read_from_torchvisions_layout(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data.load_mnist("train", tmp_path)[0], written)
 
 
-def test_a_missing_file_says_what_was_looked_for_where_and_how_to_get_it(tmp_path: Path) -> None:
+def test_a_missing_file_says_what_was_looked_for_and_where(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         data.load_fashion_mnist("train", tmp_path)
     message = str(caught.value)
     assert "train-images-idx3-ubyte" in message
     assert str(tmp_path / "FashionMNIST" / "raw") in message
-    assert "apt install dataset-fashion-mnist" in message
+    assert "apt" not in message, "who gave a folder of their own wants no other's data"
+
+
+def test_who_gave_no_folder_is_told_how_to_get_the_data(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(data.image_sets._DEBIAN_FOLDERS, "fashion-mnist", tmp_path)
+    with pytest.raises(FileNotFoundError, match="apt install dataset-fashion-mnist"):
+        data.load_fashion_mnist("train")
 
 
 def test_mnist_without_a_folder_asks_for_one() -> None:

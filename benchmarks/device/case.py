@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import cached_property
 
 import torch
+from torch import Tensor
+
 from codedinv.kernels import reference, testing
 from codedinv.kernels.tuning import Stage, StageTuning
-from torch import Tensor
 
 from .timing import checked
 

@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from codedinv.kernels import reference, testing
 from torch import Tensor
 
 from codedinv import kernels
+from codedinv.kernels import reference, testing
 
 from .networks import Blocks, draw, draw_images, fixed_count_inverse, forward, inverse
 from .options import Options

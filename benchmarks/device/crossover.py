@@ -6,11 +6,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from codedinv.kernels import testing
-from codedinv.kernels.reference import Block
 from torch import Tensor
 
 from codedinv import kernels
+from codedinv.kernels import testing
+from codedinv.kernels.reference import Block
 from codedinv.nn import functional
 
 from .options import Options

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from codedinv.kernels import reference, testing
 from codedinv.kernels.reference import Block
 from codedinv.kernels.tuning import Stage
-from torch import Tensor
 
 Blocks = list[list[Block]]
 # A stage is its blocks, or a handle of them.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from codedinv.kernels import reference
 from torch import Tensor
 
 from codedinv import kernels
+from codedinv.kernels import reference
 
 from .networks import Network, draw
 from .options import Options

@@ -10,6 +10,7 @@ from typing import Any
 
 import receipt
 import torch
+
 from codedinv.kernels import tuning
 
 from .options import Options

@@ -6,6 +6,7 @@ import json
 from functools import partial
 
 import torch
+
 from codedinv.kernels import testing
 
 from .options import Options

@@ -10,10 +10,10 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from codedinv.kernels import reference, testing, tuning
-from codedinv.kernels.tuning import Stage
 
 from codedinv import kernels
+from codedinv.kernels import reference, testing, tuning
+from codedinv.kernels.tuning import Stage
 
 from .case import Case
 from .options import Options

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from codedinv.kernels import testing
 from torch import Tensor
+
+from codedinv.kernels import testing
 
 Call = Callable[[], Any]
 

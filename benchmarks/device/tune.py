@@ -16,10 +16,10 @@ from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from codedinv.kernels import testing, tuning
-from codedinv.kernels.tuning import Card, Stage, StageTuning
 
 from codedinv import kernels
+from codedinv.kernels import testing, tuning
+from codedinv.kernels.tuning import Card, Stage, StageTuning
 
 from .case import Case
 from .options import Options

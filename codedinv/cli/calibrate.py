@@ -8,9 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from codedinv import data
 from codedinv.errors import CodedInvError
-from codedinv.experiments.images import load_images
+from codedinv.experiments.images import load_examples
 from codedinv.model import CodedModel
 from codedinv.model.calibration import save_consistency
 from codedinv.model.manifest import CONSISTENCY
@@ -34,11 +33,11 @@ def run_calibration(
     """
     console = Console(stderr=True)
     model = CodedModel.load(name_or_folder, runtime=runtime, threads=len(os.sched_getaffinity(0)))
-    images, _, _ = load_images(model, "train", folder)
+    queries = load_examples(model, "train", folder).queries()
     with console.status("calibrating") as status:
         check, found = calibrate(
             model,
-            data.to_queries(images),
+            queries,
             groups=groups,
             rate=rate,
             seed=seed,

@@ -14,8 +14,8 @@ from codedinv.triton_repo import Backend, write_repository
 
 
 def run_export(name_or_folder: str, out: Path, shared_weights: bool, as_json: bool) -> None:
-    """Writes a bundle anew: every network exported from torch and checked, where the bundle says how
-    torch modules are rebuilt; else its ONNX graphs as they are."""
+    """Writes a bundle anew: every network exported from torch and checked, where the bundle says
+    how torch modules are rebuilt; else its ONNX graphs as they are."""
     model = CodedModel.load(name_or_folder)
     folder = model.save(out, shared_weights)
     sizes, onnx = file_sizes(folder), model.metadata["onnx"]

@@ -12,7 +12,6 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from codedinv import data
 from codedinv.cli.reports import as_table, full_report
 from codedinv.experiments.fusing import fit_fusion
 from codedinv.experiments.images import learnt_data
@@ -27,9 +26,10 @@ from codedinv.training.classifier import (
     load_classifier,
 )
 from codedinv.training.encoder import fit_encoder, recipe_code
-from codedinv.training.images import load_training_images
+from codedinv.training.learnt import load_training_queries, recipe_examples
 from codedinv.training.light import fit_light, load_light
 from codedinv.training.recipe import Recipe, load_recipe
+from codedinv.training.threads import use_threads
 from codedinv.verification.calibrate import calibrate
 
 # The training commands of a bundle, in order; kept in its provenance.
@@ -58,8 +58,10 @@ class _Job:
         out: Path | None,
         classifier: Path | None,
         device: str,
+        threads: int | None,
         resume: bool,
     ) -> _Job:
+        use_threads(threads)
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device: torch finds no CUDA device here")
         if device not in ("cpu", "cuda"):
@@ -120,10 +122,15 @@ class _Job:
 
 
 def run_classifier(
-    recipe_name: str, folder: Path | None, out: Path | None, device: str, resume: bool
+    recipe_name: str,
+    folder: Path | None,
+    out: Path | None,
+    device: str,
+    threads: int | None,
+    resume: bool,
 ) -> None:
     """Trains backbone and head of a recipe, and the head alone as their control."""
-    job = _Job.prepared(recipe_name, folder, out, None, device, resume)
+    job = _Job.prepared(recipe_name, folder, out, None, device, threads, resume)
     job.note_command("classifier")
     fit_classifier(job.recipe, job.out, folder, device, resume)
     _train_head_alone(job)
@@ -136,6 +143,7 @@ def run_light(
     out: Path | None,
     classifier: Path | None,
     device: str,
+    threads: int | None,
     resume: bool,
 ) -> None:
     """Trains the light model of a recipe; a guided one is complete then, and becomes a bundle.
@@ -143,7 +151,7 @@ def run_light(
     Raises:
         ValueError: the recipe has no [light], or its classifier has not been trained.
     """
-    job = _Job.prepared(recipe_name, folder, out, classifier, device, resume)
+    job = _Job.prepared(recipe_name, folder, out, classifier, device, threads, resume)
     backbone, head = job.classifier(recipe_name)
     job.note_command("light")
     light = _light_of(job, backbone, head)
@@ -161,6 +169,7 @@ def run_encoder(
     out: Path | None,
     classifier: Path | None,
     device: str,
+    threads: int | None,
     resume: bool,
 ) -> None:
     """Trains the encoder of a recipe, evaluates the model and writes its bundle.
@@ -169,7 +178,7 @@ def run_encoder(
         ValueError: the classifier has not been trained, or by another recipe; or the recipe is
             for a scheme without an encoder.
     """
-    job = _Job.prepared(recipe_name, folder, out, classifier, device, resume)
+    job = _Job.prepared(recipe_name, folder, out, classifier, device, threads, resume)
     if job.recipe.scheme == "guided":
         raise ValueError(
             f"--recipe: {recipe_name} is guided and has no encoder; its bundle is written by: "
@@ -193,7 +202,7 @@ def make_model(
 ) -> CodedModel:
     """A model of trained networks, with anchors from the training set, fusion and provenance."""
     recipe = job.recipe
-    learnt, held_out = load_training_images(recipe, job.folder)
+    learnt, held_out = load_training_queries(recipe, job.folder)
     count = max(recipe.anchors, recipe.encoder.k - 1)
     picked = torch.from_numpy(
         np.random.default_rng(recipe.seed).choice(len(learnt), count, replace=False)
@@ -216,7 +225,7 @@ def make_model(
         "metadata": {"provenance": provenance, "controls": {"head_alone": _head_alone_of(job)}},
         "light": light,
         "scheme": recipe.scheme,
-        "input_range": (0.0, 1.0),  # what `data.to_queries` makes of images
+        "input_range": recipe_examples(recipe, job.folder, "test").input_range,
     }
     model = CodedModel.from_modules(**parts)
     fusible = encoder is not None and light is not None and recipe.encoder.r == 1
@@ -228,8 +237,8 @@ def make_model(
 
 def _write_bundle(job: _Job, model: CodedModel) -> None:
     """Evaluates the model on the test set and writes it."""
-    images, labels = data.load_image_set(job.recipe.data, "test", job.folder)
-    report = full_report(model, data.to_queries(images), labels, seed=0)
+    test = recipe_examples(job.recipe, job.folder, "test")
+    report = full_report(model, test.queries(), test.labels, seed=0)
     model.metadata["metrics"] = report
     model.save(job.out / "bundle")
     console = Console()
@@ -241,7 +250,7 @@ def _write_bundle(job: _Job, model: CodedModel) -> None:
 
 def _calibrate(job: _Job, model: CodedModel, console: Console) -> None:
     """Adds to the bundle what wrong results are found by."""
-    queries = data.to_queries(data.load_image_set(job.recipe.data, "train", job.folder)[0])
+    queries = recipe_examples(job.recipe, job.folder, "train").queries()
     check, found = calibrate(model, queries)
     if found.holds:
         save_consistency(job.out / "bundle", check, found.to_dict())

@@ -63,6 +63,7 @@ class Accuracy:
         over_light: the same of the degraded answers of each way; empty without a light model.
         images: how many were used.
         groupings: how many random groupings.
+        outcomes: of each way: what `degraded_by_way` is the mean of.
     """
 
     normal: Estimate
@@ -78,6 +79,7 @@ class Accuracy:
     over_light: dict[str, Estimate]
     images: int
     groupings: int
+    outcomes: dict[str, Outcomes]
 
 
 def evaluate(
@@ -209,4 +211,5 @@ def _summary(
         over_light=over_light,
         images=len(labels),
         groupings=groupings,
+        outcomes=ways,
     )

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from codedinv import data
 from codedinv.experiments import view
+from codedinv.experiments.compact_record import CompactRecord, touched
 from codedinv.experiments.mischief import (
     Fault,
     Mischief,
@@ -34,8 +35,7 @@ from codedinv.experiments.mischief import (
     swap_folders,
 )
 from codedinv.experiments.receipts import command_line, write_receipt
-from codedinv.experiments.tally import Tally
-from codedinv.experiments.traffic import Answer, Record
+from codedinv.experiments.traffic import Answer
 from codedinv.model import CodedModel
 from codedinv.serving import CodedServer, Policy, Prediction
 
@@ -145,7 +145,9 @@ def run_chaos(
             max_queue=4096,
         )
         with CodedServer(model, workers=model.code.n + 1, policy=policy) as server:
-            run = _Run(server, queries, labels, order, arrivals, deadline_s, console)
+            run = _Run(
+                server, queries, labels, order, arrivals, deadline_s, expected.shape[1], console
+            )
             faults = _faults(server, folder, other, Path(temporary))
             run.go(faults, Random(seed))
             stats = server.stats().to_dict()
@@ -202,6 +204,7 @@ class _Run:
         order: NDArray[np.int64],
         arrivals: Arrivals,
         deadline_s: float,
+        outputs: int,
         console: Console,
     ) -> None:
         self._server = server
@@ -210,18 +213,14 @@ class _Run:
         self.arrivals = arrivals
         self._deadline_s = deadline_s
         self.count = len(order)
-        self.record = Record(self.count)
-        self.ends: Counter[int] = Counter()
-        self.submitted = np.zeros(self.count)
-        self.ended = np.zeros(self.count)
-        self._live = view.LiveView("chaos", self.record, self.labels, server.stats, console)
+        # All the memory that the record takes is there at the start: what grows is the server's.
+        self.record = CompactRecord(self.count, outputs)
+        self.submitted = touched(self.count, np.float64)
+        self.ended = touched(self.count, np.float64)
+        self._live = view.LiveView(
+            "chaos", self.count, lambda: self.record.tally(self.labels), server.stats, console
+        )
         self.footprints: list[Footprint] = []
-        # As much as the record will hold in the end, given up piece by piece as that grows: what
-        # memory grows by besides is the server's.
-        nothing = np.zeros(len(np.unique(labels)), np.float32)
-        self._ballast = [
-            Answer(i, float(i), float(i), None, nothing.copy()) for i in range(self.count)
-        ]
         self.mischief: Mischief
 
     def go(self, faults: list[Fault], random: Random) -> None:
@@ -260,10 +259,8 @@ class _Run:
     def _end(
         self, number: int, at: float, p: Prediction | None, error: BaseException | None
     ) -> None:
-        self.ends[number] += 1
         took = p.latency if p is not None else time.monotonic() - self.submitted[number]
         self.ended[number] = self.submitted[number] + took
-        self._ballast.pop()
         source = p.source if p is not None else None
         outputs = next(iter(p.outputs.values())) if p is not None else None
         self.record.add(Answer(number, at, took, source, outputs, error))
@@ -296,7 +293,7 @@ class _Run:
             "exact_answers_wrong": int(wrong),
             "footprint": [vars(f) for f in self.footprints],
             "kept": {
-                "every query ended exactly once": self.ends == Counter(range(self.count)),
+                "every query ended exactly once": bool((self.record.ends == 1).all()),
                 f"none later than its deadline + {1e3 * _LATE_S:.0f} ms": bool(
                     late_s[~stopped].max() <= _LATE_S
                 ),
@@ -318,7 +315,7 @@ class _Run:
 
 def _summary(run: _Run, verdict: dict[str, Any], stats: dict[str, Any]) -> Table:
     table = Table(title="what happened", show_header=False)
-    tally = Tally.of(run.record.answers(), run.labels)
+    tally = run.record.tally(run.labels)
     faults = ", ".join(f"{count} x {name}" for name, count in run.mischief.counts.items())
     rows = {
         "faults": faults,

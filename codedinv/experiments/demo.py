@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,7 @@ def run_demo(
     rate: float | None,
     seed: int,
     console: Console,
+    devices: Sequence[str] = ("cpu",),
 ) -> bool:
     """Runs the demo, prints the comparison, writes latency.png, recovery.png, comparison.md and
     summary.json.
@@ -103,6 +105,7 @@ def run_demo(
         rate: queries per second; None: what fits this machine.
         seed: of the images' order and the arrivals.
         console: to print on.
+        devices: of the workers, as `CodedServer` takes them.
 
     Returns:
         Whether every query of the coded runs was answered.
@@ -117,12 +120,13 @@ def run_demo(
     n, k = model.code.n, model.code.k
     console.print(
         f"{model.name}: (n, k) = ({n}, {k}), {n} worker processes. {len(columns)} runs of "
-        f"{queries:,} queries at {traffic.rate:.0f}/s; images: {traffic.source}.",
+        f"{queries:,} queries at {traffic.rate:.0f}/s; images: {traffic.source}; "
+        f"devices: {', '.join(devices)}.",
         highlight=False,
         soft_wrap=True,
     )
-    runs = [serve(model, traffic, column, console) for column in columns]
-    summary = summarise(model, traffic, runs, omitted)
+    runs = [serve(model, traffic, column, console, devices) for column in columns]
+    summary = {**summarise(model, traffic, runs, omitted), "devices": list(devices)}
     console.print(comparison.table(summary))
     for line in comparison.caption(summary):
         console.print(line, highlight=False, markup=False)
@@ -155,16 +159,28 @@ def plan_mishaps(workers: int, queries: int) -> list[Mishap]:
     ]
 
 
-def serve(model: CodedModel, traffic: Traffic, column: Column, console: Console) -> Run:
+def serve(
+    model: CodedModel,
+    traffic: Traffic,
+    column: Column,
+    console: Console,
+    devices: Sequence[str] = ("cpu",),
+) -> Run:
     """One run: a server, the traffic, the mishaps."""
     count, workers = len(traffic.queries), model.code.n
     record, load = Record(count), OthersLoad()
     with CodedServer(
-        model, workers=workers, backend="process", scheme=column.scheme, policy=column.policy
+        model, workers, "process", column.policy, column.scheme, devices=devices
     ) as server:
         warm_up(server, model)
         before = server.stats().to_dict()
-        live = view.LiveView(column.label, record, traffic.labels, server.stats, console)
+        live = view.LiveView(
+            column.label,
+            count,
+            lambda: Tally.of(record.answers(), traffic.labels),
+            server.stats,
+            console,
+        )
         mishaps = Mishaps(
             server, plan_mishaps(workers, count), lambda m: live.event(m.worker, str(m))
         )

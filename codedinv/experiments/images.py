@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def load_test_images(model: CodedModel, folder: Path | None) -> TestImages:
     """The test set of the data set that the model has learnt.
 
     Args:
-        model: see `load_images`; `classes` in its provenance are checked where training counted
+        model: see `load_examples`; `classes` in its provenance are checked where training counted
             them.
         folder: of another test set (`--data`). None: the model's own; Fashion-MNIST, if it is not
             installed, is replaced by the 1,000 bundled images.
@@ -56,29 +56,28 @@ def load_test_images(model: CodedModel, folder: Path | None) -> TestImages:
     """
     note = None
     try:
-        images, labels, source = load_images(model, "test", folder)
+        examples = load_examples(model, "test", folder)
     except FileNotFoundError:
         if folder is not None or _provenance(model).get("data_set") != "fashion-mnist":
             raise
-        images, labels = data.load_test_images()
-        source, note = f"the {len(images):,} bundled Fashion-MNIST test images", BUNDLED_NOTE
-    queries = data.to_queries(images)
-    _check_fit(model, queries, labels, source)
-    names = tuple(f"class {number}" for number in range(_outputs(model)))
-    if data.is_fashion_mnist(images):
+        bundled = data.load_test_images()
+        source = f"the {len(bundled[0]):,} bundled Fashion-MNIST test images"
+        examples, note = data.as_examples(bundled, source), BUNDLED_NOTE
+    _check_fit(model, examples)
+    names = examples.class_names or tuple(f"class {n}" for n in range(_outputs(model)))
+    if _are_fashion_mnist(examples):
         names = data.FASHION_MNIST_CLASSES
+    queries, labels, source = examples.queries(), examples.labels, examples.source
     return TestImages(queries, labels, names, source, note)
 
 
-def load_images(
-    model: CodedModel, split: data.Split, folder: Path | None
-) -> tuple[data.Images, data.Labels, str]:
-    """Images and labels of the data set that the model has learnt, and what to call them.
+def load_examples(model: CodedModel, split: data.Split, folder: Path | None) -> data.Examples:
+    """Examples of the data set that the model has learnt; their source says what to call them.
 
     Args:
         model: its provenance names its `data_set`, and `data_folder` where that is the user's own.
         split: "train" or "test".
-        folder: where other images lie; None: the model's own.
+        folder: where other data lie (see `codedinv.data.load_split`); None: the model's own.
 
     Raises:
         FileNotFoundError: the data set is not there.
@@ -86,23 +85,22 @@ def load_images(
     """
     provenance = _provenance(model)
     name = provenance.get("data_set")
-    layout = name if name in _TITLES else "fashion-mnist"  # a folder's, where it is torchvision's
     where = folder or provenance.get("data_folder")
     if where is not None:
-        if folder is None and not Path(where).is_dir():
+        if folder is None and not Path(where).exists():
             raise FileNotFoundError(
-                f"--data: {model.name} has learnt the images in {where}, and there is no such "
+                f"--data: {model.name} has learnt the data in {where}, and there is no such "
                 "folder here; give it, or one like it"
             )
-        images, labels = data.load_image_set(layout, split, where)
-        return images, labels, f"the {len(images):,} {split} images in {where}"
+        examples = data.load_split(where, split)
+        return _called(examples, f"the {len(examples):,} {split} examples in {where}")
     if name not in _TITLES:
         known = "no data set" if name is None else f"the data set {name!r} and no folder of it"
         raise ValueError(
             f"--data: expected a folder, for {model.name} names {known} as what it has learnt"
         )
-    images, labels = data.load_image_set(name, split)
-    return images, labels, f"the {len(images):,} {_TITLES[name]} {split} images"
+    examples = data.as_examples(data.load_image_set(name, split))
+    return _called(examples, f"the {len(examples):,} {_TITLES[name]} {split} images")
 
 
 def learnt_data(name: str, folder: Path | None, classes: int) -> dict[str, Any]:
@@ -119,7 +117,7 @@ def learnt_data(name: str, folder: Path | None, classes: int) -> dict[str, Any]:
     about = {"data_set": name, "classes": classes}
     if folder is None:
         return about
-    if data.is_fashion_mnist(data.load_image_set(name, "test", folder)[0]):
+    if _are_fashion_mnist(data.load_split(folder, "test")):
         return about | {"data_set": "fashion-mnist"}
     where = folder.expanduser().resolve()
     return about | {
@@ -136,17 +134,24 @@ def _outputs(model: CodedModel) -> int:
     return next(iter(model.tasks.values()))
 
 
-def _check_fit(
-    model: CodedModel, queries: NDArray[np.float32], labels: NDArray[np.int64], source: str
-) -> None:
-    if queries.shape[1:] != model.input_shape:
+def _called(examples: data.Examples, source: str) -> data.Examples:
+    return replace(examples, source=source)
+
+
+def _are_fashion_mnist(examples: data.Examples) -> bool:
+    images = examples.inputs
+    return images.dtype == np.uint8 and data.is_fashion_mnist(images[:, 0])
+
+
+def _check_fit(model: CodedModel, examples: data.Examples) -> None:
+    if examples.input_shape != model.input_shape:
         raise ValueError(
             f"--data: {model.name} takes queries of shape {model.input_shape}, "
-            f"{source} are {queries.shape[1:]}"
+            f"{examples.source} are {examples.input_shape}"
         )
     classes = min(_outputs(model), _provenance(model).get("classes") or _outputs(model))
-    if len(labels) and labels.max() >= classes:
+    if examples.classes > classes:
         raise ValueError(
             f"--data: {model.name} knows {classes} classes, labels 0 to {classes - 1}; "
-            f"{source} have labels up to {labels.max()}"
+            f"{examples.source} have labels up to {examples.classes - 1}"
         )

@@ -51,20 +51,36 @@ class Tally:
             is_right = bool(answer.outputs.argmax() == labels[answer.query])
             right.setdefault(answer.source, []).append(is_right)
             latencies.append(answer.latency_s)
-        everything = [outcome for outcomes in right.values() for outcome in outcomes]
-        accuracy = {source: 100 * float(np.mean(outcomes)) for source, outcomes in right.items()}
+        outcomes = {source: np.array(each) for source, each in right.items()}
+        return cls.of_arrays(outcomes, np.array(latencies), len(answers) - len(latencies))
+
+    @classmethod
+    def of_arrays(
+        cls,
+        right: Mapping[str, NDArray[np.bool_]],
+        latencies: NDArray[np.float64],
+        lost: int,
+    ) -> Tally:
+        """Tallies what is sorted already.
+
+        Args:
+            right: by source, for each of its answers whether it is right.
+            latencies: of all answers, seconds.
+            lost: queries that ended without an answer.
+        """
+        accuracy = {source: 100 * float(outcomes.mean()) for source, outcomes in right.items()}
         latency_ms = {}
-        if latencies:
-            accuracy["all"] = 100 * float(np.mean(everything))
+        if len(latencies):
+            accuracy["all"] = 100 * float(np.concatenate(list(right.values())).mean())
             # "higher": a latency that some query had, with no more than 1 - q of them above it
             quantiles = np.quantile(latencies, list(QUANTILES.values()), method="higher")
             latency_ms = dict(zip(QUANTILES, map(float, 1e3 * quantiles), strict=True))
-            latency_ms["max"] = 1e3 * max(latencies)
+            latency_ms["max"] = 1e3 * float(latencies.max())
         return cls(
-            sent=len(answers),
-            answered=len(everything),
-            lost=len(answers) - len(everything),
-            late=sum(latency > LATE_S for latency in latencies),
+            sent=len(latencies) + lost,
+            answered=len(latencies),
+            lost=lost,
+            late=int((latencies > LATE_S).sum()),
             by_source={source: len(outcomes) for source, outcomes in right.items()},
             accuracy=accuracy,
             latency_ms=latency_ms,

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.align import Align
 from rich.console import Console, Group
 from rich.live import Live
@@ -20,7 +18,6 @@ from rich.table import Table
 from rich.text import Text
 
 from codedinv.experiments.tally import LATE_S, QUANTILES, Tally
-from codedinv.experiments.traffic import Record
 
 _LINE_EVERY_S = 2.0
 _FRAMES_PER_S = 8
@@ -38,12 +35,12 @@ class _Stats(Protocol):
 
 
 class LiveView:
-    """Shows a record while it fills; a context manager around the run.
+    """Shows a tally while it grows; a context manager around the run.
 
     Args:
         label: of the run.
-        record: filled by the traffic.
-        labels: (N,) true classes by query number.
+        count: queries that there will be.
+        tally: of the answers so far.
         stats: of the server, for the workers' states.
         console: a terminal gets a live picture, which leaves one line when the run is over;
             anything else a line every two seconds.
@@ -52,14 +49,14 @@ class LiveView:
     def __init__(
         self,
         label: str,
-        record: Record,
-        labels: NDArray[np.int64],
+        count: int,
+        tally: Callable[[], Tally],
         stats: Callable[[], _Stats],
         console: Console,
     ) -> None:
         self._label = label
-        self._record = record
-        self._labels = labels
+        self._count = count
+        self._tally = tally
         self._stats = stats
         self._console = console
         self._tiles: dict[int, Tile] = {}
@@ -99,9 +96,6 @@ class LiveView:
         if not self._console.is_terminal:
             self._print(f"{self._stamp()} worker {worker}: {what}")
 
-    def _tally(self) -> Tally:
-        return Tally.of(self._record.answers(), self._labels)
-
     def _tile(self, worker: int) -> Tile:
         return self._tiles.setdefault(worker, Tile(worker))
 
@@ -114,7 +108,7 @@ class LiveView:
         for first in range(0, len(panels), per_row):
             tiles.add_row(*panels[first : first + per_row])
         progress = Table.grid(padding=(0, 1))
-        bar = ProgressBar(total=self._record.count, completed=tally.answered, width=30)
+        bar = ProgressBar(total=self._count, completed=tally.answered, width=30)
         seconds = f"{now - self._start:.0f} s"
         progress.add_row(Text(self._label, style="bold"), bar, Text(seconds))
         return Group(progress, Text(summary_of(tally)), tiles)

@@ -9,6 +9,7 @@ from codedinv import __version__
 from codedinv.gateway.hosted import INPUT, HostedModel
 from codedinv.gateway.inference import Limits
 from codedinv.serving.metrics import Snapshot
+from codedinv.serving.versions import output_shapes
 
 PLATFORM = "codedinv"
 EXTENSIONS = ["model_configuration", "statistics", "model_repository", "classification"]
@@ -30,7 +31,7 @@ def model_metadata(hosted: HostedModel) -> dict[str, Any]:
         "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, *model.input_shape]}],
         "outputs": [
             {"name": task, "datatype": "FP32", "shape": [-1, *shape]}
-            for task, shape in _output_shapes(model).items()
+            for task, shape in output_shapes(model).items()
         ],
     }
 
@@ -50,7 +51,7 @@ def model_config(hosted: HostedModel, limits: Limits) -> dict[str, Any]:
         "input": [{"name": INPUT, "data_type": "TYPE_FP32", "dims": list(model.input_shape)}],
         "output": [
             {"name": task, "data_type": "TYPE_FP32", "dims": list(shape)}
-            for task, shape in _output_shapes(model).items()
+            for task, shape in output_shapes(model).items()
         ],
         "parameters": {key: {"string_value": str(value)} for key, value in coding.items()},
     }
@@ -62,19 +63,8 @@ def model_statistics(hosted: HostedModel, snapshot: Snapshot | None) -> dict[str
     Args:
         snapshot: of its server; None: it is not loaded.
     """
-    queue = snapshot.queue_wait if snapshot is not None else None
-    counts = (queue.count, queue.sum) if queue is not None else (0, 0.0)
     return {
         "name": hosted.name,
         "version": hosted.version,
-        **hosted.statistics.to_dict(*counts),
+        **hosted.statistics.to_dict(*hosted.queue_waits(snapshot)),
     }
-
-
-def _output_shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Of each task's outputs, without the batch."""
-    tasks = getattr(model, "tasks", None)
-    if tasks is not None:
-        return {task: (int(outputs),) for task, outputs in tasks.items()}
-    anchors = model.anchors.embeddings[:1]
-    return {task: tuple(model.head(anchors, task).shape[1:]) for task in model.heads}

@@ -15,6 +15,7 @@ from codedinv.gateway.settings import ModelSettings
 from codedinv.gateway.statistics import Statistics
 from codedinv.serving import CodedServer
 from codedinv.serving.metrics import Snapshot
+from codedinv.serving.versions import load_model, output_shapes, version_of
 
 _log = logging.getLogger("codedinv.gateway")
 
@@ -30,6 +31,7 @@ class HostedModel:
         state: as the protocol's index says it: "LOADING", "READY", "UNLOADING", "UNAVAILABLE".
         reason: why it is not ready.
         statistics: of its requests.
+        is_wanted: false once it was unloaded, until somebody loads it.
     """
 
     def __init__(
@@ -37,21 +39,25 @@ class HostedModel:
         name: str,
         settings: ModelSettings | None = None,
         server: CodedServer | None = None,
+        tracing: bool = False,
     ) -> None:
         self.name = name
         self.server = server
         self.state = "READY" if server is not None else "UNAVAILABLE"
         self.reason = "" if server is not None else "not loaded yet"
         self.statistics = Statistics()
+        self._tracing = tracing
         self._settings = settings  # None: somebody else owns the server
         self._changing = asyncio.Lock()
         self._next_load: asyncio.Task[None] | None = None  # it waits for its turn
+        self._waits = (0, 0.0)  # for workers, at servers before this one, less warm-ups
         self._is_over = False
+        self.is_wanted = True
 
     @property
     def version(self) -> str:
         """The first digits of the bundle's hash; "1" where the model is no bundle."""
-        return version_of(self.server) if self.server is not None else ""
+        return version_of(self.server.model) if self.server is not None else ""
 
     def ready_server(self) -> CodedServer:
         """Who answers.
@@ -78,6 +84,19 @@ class HostedModel:
             return self.server.snapshot()
         return await asyncio.to_thread(self.server.snapshot)
 
+    def queue_waits(self, snapshot: Snapshot | None) -> tuple[int, float]:
+        """Queries that waited for a worker, and how long in sum (seconds), since the model was
+        first loaded; the gateway's own at the start are not among them.
+
+        Args:
+            snapshot: of its server; None: it is not loaded.
+        """
+        count, seconds = self._waits
+        if snapshot is not None:
+            count += snapshot.queue_wait.count
+            seconds += snapshot.queue_wait.sum
+        return max(0, count), max(0.0, seconds)
+
     async def load(self) -> None:
         """Loads the model, or, if it is loaded, replaces it by its bundle as it is now, while
         queries go on. All who ask before it begins get the same one.
@@ -86,6 +105,7 @@ class HostedModel:
             CodedInvError, ValueError: it cannot be; a model that was loaded goes on.
             Unavailable: the gateway ends.
         """
+        self.is_wanted = True
         if self._next_load is None:
             self._next_load = asyncio.ensure_future(self._load_in_turn())
         await asyncio.shield(self._next_load)
@@ -93,6 +113,7 @@ class HostedModel:
     async def unload(self) -> None:
         """Takes no more queries, answers those there, ends the workers."""
         self._own()
+        self.is_wanted = False
         self._next_load = None  # who asks from now on wants it loaded after this
         async with self._changing:
             server = self.server
@@ -100,7 +121,7 @@ class HostedModel:
                 return
             self.state, self.reason = "UNLOADING", "unloading"
             try:
-                await server.__aexit__(None, None, None)
+                await self._close(server)
             finally:
                 self.server, self.state, self.reason = None, "UNAVAILABLE", "unloaded"
             _log.info("unloaded", extra={"model": self.name})
@@ -118,18 +139,45 @@ class HostedModel:
             if self._is_over:
                 raise Unavailable(f"model {self.name!r}: the gateway ends")
             if self.server is not None:
-                await self.server.reload_async(self._folder())
+                await self._replace(self.server)
                 _log.info("reloaded", extra={"model": self.name, "version": self.version})
                 return
             self.state, self.reason = "LOADING", "loading"
             try:
-                server = await _started(self._own())
-                await _warm(server)
+                server = await self._warm_server(self._own().model)
             except BaseException as error:
                 self.state, self.reason = "UNAVAILABLE", f"{type(error).__name__}: {error}"
                 raise
             self.server, self.state, self.reason = server, "READY", ""
             _log.info("loaded", extra={"model": self.name, "version": self.version})
+
+    async def _replace(self, server: CodedServer) -> None:
+        """The bundle as it is now in place of the one that is served.
+
+        One of the same signature goes from worker to worker. Another one gets workers of its own
+        before it takes queries, and those that were asked of the old one are answered by that.
+        """
+        model = await asyncio.to_thread(load_model, self._folder())
+        if self._settings is None or _signature(model) == _signature(server.model):
+            await server.reload_async(model)
+            return
+        self.server = await self._warm_server(model)
+        await self._close(server)
+
+    async def _warm_server(self, model: Any) -> CodedServer:
+        server = await _started(self._own(), model, self._tracing)
+        await _warm(server)
+        self._count_waits(server, -1)
+        return server
+
+    async def _close(self, server: CodedServer) -> None:
+        await server.__aexit__(None, None, None)
+        self._count_waits(server, +1)
+
+    def _count_waits(self, server: CodedServer, sign: int) -> None:
+        waits = server.snapshot().queue_wait
+        count, seconds = self._waits
+        self._waits = count + sign * waits.count, seconds + sign * waits.sum
 
     def _own(self) -> ModelSettings:
         if self._settings is None:
@@ -203,17 +251,11 @@ class HostedModels:
         ]
 
 
-def version_of(server: CodedServer) -> str:
-    """What tells a server's model from its predecessors."""
-    hashes = getattr(server.model, "hashes", None) or {}
-    return hashes.get("bundle.json", "")[:12] or "1"
-
-
-async def _started(settings: ModelSettings) -> CodedServer:
+async def _started(settings: ModelSettings, model: Any, tracing: bool) -> CodedServer:
     """A server in this event loop; it starts in a thread, which may take seconds."""
     server = await asyncio.to_thread(
         CodedServer,
-        settings.model,
+        model,
         cast(Any, settings.workers),
         settings.backend,
         settings.policy,
@@ -221,8 +263,18 @@ async def _started(settings: ModelSettings) -> CodedServer:
         grouping=settings.grouping,
         fuse=settings.fuse,
         fallback=settings.fallback,
+        max_batch=settings.max_batch,
+        max_queue_delay_us=settings.max_queue_delay_us,
+        devices=settings.devices,
+        runtime=settings.runtime,
+        security=settings.security_of_workers,
+        tracing=tracing,
     )
     return await server.__aenter__()
+
+
+def _signature(model: Any) -> tuple[Any, ...]:
+    return tuple(model.input_shape), output_shapes(model)
 
 
 async def _warm(server: CodedServer) -> None:

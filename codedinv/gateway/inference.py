@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from codedinv.gateway.errors import RequestError, TooLarge
-from codedinv.gateway.hosted import INPUT, HostedModel, HostedModels, version_of
+from codedinv.gateway.hosted import INPUT, HostedModel, HostedModels
 from codedinv.oip import InferRequest, InferResponse, Parameter, Parameters, Tensor
 from codedinv.serving import CodedServer, Prediction
 
@@ -28,10 +28,12 @@ class Limits:
     Attributes:
         max_body_bytes: of its message, over HTTP also after decompression.
         max_batch: queries in it.
+        max_total_body_bytes: of all messages at a time.
     """
 
     max_body_bytes: int = 64 * 2**20
     max_batch: int = 256
+    max_total_body_bytes: int = 512 * 2**20
 
 
 def check_json_size(hosted: HostedModel, size: int, limits: Limits) -> None:
@@ -95,13 +97,10 @@ async def infer(
         predictions = found if isinstance(found, list) else [found]
         answer = InferResponse(
             model_name=hosted.name,
-            model_version=version_of(server),
+            model_version=predictions[0].version,
             outputs=[_output(task, predictions, request) for task in tasks],
             id=request.id,
-            parameters={
-                "source": ",".join(p.source for p in predictions),
-                "latency": max(p.latency for p in predictions),
-            },
+            parameters=_parameters(predictions),
         )
     except BaseException:
         hosted.statistics.failed(time.monotonic() - began)
@@ -164,6 +163,16 @@ def _deadline(server: CodedServer, parameters: Parameters, left_s: float | None)
     if left_s is None:
         return seconds
     return max(_LEAST_S, left_s if seconds is None else min(seconds, left_s))
+
+
+def _parameters(predictions: list[Prediction]) -> dict[str, Parameter]:
+    found: dict[str, Parameter] = {
+        "source": ",".join(p.source for p in predictions),
+        "latency": max(p.latency for p in predictions),
+    }
+    if len({p.version for p in predictions}) > 1:
+        found["version"] = ",".join(p.version for p in predictions)
+    return found
 
 
 def _output(task: str, predictions: list[Prediction], request: InferRequest) -> Tensor:

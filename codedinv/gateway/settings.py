@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -22,6 +22,9 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from codedinv.serving import Policy
+
+if TYPE_CHECKING:
+    from codedinv.workers.oip import Security
 
 PREFIX = "CODEDINV_"
 _NOT_OURS = {"CODEDINV_ISA"}  # the decoder's
@@ -39,6 +42,23 @@ def _policy(value: Any) -> Any:
     return Policy(**value)
 
 
+class SecuritySettings(BaseModel):
+    """How to connect to remote workers.
+
+    Attributes:
+        ca: PEM file of the certificates to trust; None: the system's.
+        certificate, key: PEM files of the gateway's own, for workers that want one; both or none.
+        token: sent as `Authorization: Bearer TOKEN`, over TLS only unless the worker is local.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    token: SecretStr | None = None
+
+
 class ModelSettings(BaseModel):
     """One model that is served.
 
@@ -46,11 +66,13 @@ class ModelSettings(BaseModel):
         model: a bundled name or a bundle's folder.
         name: by which clients ask for it; None: the bundle's own.
         workers: how many, or the addresses of remote ones; None: as many as a group has slots.
+        security: how to connect to remote ones, with TLS and a token.
         backend: as `CodedServer` takes it.
         scheme: as `CodedServer` takes it.
         grouping: as `CodedServer` takes it.
         fuse: as `CodedServer` takes it.
         fallback: "light": answers what nothing else answered in time.
+        max_batch, max_queue_delay_us, devices, runtime: as `CodedServer` takes them.
         policy: fields of `Policy`.
     """
 
@@ -59,6 +81,7 @@ class ModelSettings(BaseModel):
     model: str
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     workers: Annotated[int, Field(ge=1)] | tuple[str, ...] | None = None
+    security: SecuritySettings | None = None
     backend: Literal["process", "thread", "ray"] | None = None
     scheme: Literal["invertible", "worker-encoded", "guided", "replication", "uncoded"] | None = (
         None
@@ -66,7 +89,36 @@ class ModelSettings(BaseModel):
     grouping: Literal["arrival", "alike"] = "arrival"
     fuse: bool = True
     fallback: Literal["light"] | None = None
+    max_batch: int = 1
+    max_queue_delay_us: int = 0
+    devices: str | tuple[str, ...] = "cpu"
+    runtime: Literal["auto", "onnx", "torch"] = "auto"
     policy: Annotated[Policy, BeforeValidator(_policy)] = Policy()
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSettings:
+        if self.security is not None and not isinstance(self.workers, tuple):
+            raise ValueError("security: expected with workers that are addresses")
+        if self.security_of_workers is not None:
+            from codedinv.workers.oip.tls import tls_context
+
+            tls_context(self.security_of_workers)
+        return self
+
+    @property
+    def security_of_workers(self) -> Security | None:
+        """The same for `CodedServer`."""
+        if self.security is None:
+            return None
+        from codedinv.workers.oip import Security
+
+        token = self.security.token
+        return Security(
+            self.security.ca,
+            self.security.certificate,
+            self.security.key,
+            token.get_secret_value() if token is not None else None,
+        )
 
 
 class GatewaySettings(BaseSettings):
@@ -82,6 +134,7 @@ class GatewaySettings(BaseSettings):
         tls_certificate, tls_key: PEM files; both, or none for plain text.
         tls_client_ca: PEM file; only clients with a certificate of it are let in.
         max_body_bytes: of one request, over HTTP also after decompression.
+        max_total_body_bytes: of all requests at a time, over HTTP and gRPC together.
         max_batch: queries in one request.
         max_requests: at a time, over HTTP and over gRPC each.
         receive_timeout_s: from a request's first byte to its last over HTTP; the connection of one
@@ -90,6 +143,7 @@ class GatewaySettings(BaseSettings):
             is not ready: the time that load balancers need to notice.
         drain_timeout_s: for requests in progress after that.
         access_log: a line for each request, not only for those that failed.
+        tracing: sends OpenTelemetry spans by OTLP, as the variables OTEL_* say.
         log_level: of the log on stderr, JSON lines.
     """
 
@@ -104,16 +158,23 @@ class GatewaySettings(BaseSettings):
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
     max_body_bytes: int = Field(default=64 * 2**20, ge=1024, lt=2**31)
+    max_total_body_bytes: int = Field(default=512 * 2**20, ge=1024)
     max_batch: int = Field(default=256, ge=1)
     max_requests: int = Field(default=1024, ge=1)
     receive_timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     drain_delay_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     drain_timeout_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     access_log: bool = False
+    tracing: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")
     def _check(self) -> GatewaySettings:
+        if self.max_total_body_bytes < self.max_body_bytes:
+            raise ValueError(
+                f"max_total_body_bytes: expected at least max_body_bytes, {self.max_body_bytes}, "
+                f"got {self.max_total_body_bytes}"
+            )
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key: expected both or none")
         if self.tls_client_ca is not None and self.tls_certificate is None:

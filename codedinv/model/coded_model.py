@@ -63,6 +63,8 @@ class CodedModel:
         runtime: "onnx" or "torch".
     """
 
+    report: Any = None  # what `codedinv.fit` found of the ways to serve it (fitting.Report)
+
     def __init__(
         self,
         manifest: Manifest,

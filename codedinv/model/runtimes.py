@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codedinv.errors import BundleError
+from codedinv.model.onnx_install import import_onnxruntime
 
 if TYPE_CHECKING:
     import torch
@@ -66,8 +67,7 @@ class OnnxNetwork:
         """
         with self._lock:
             if self._session is None:
-                import onnxruntime
-
+                onnxruntime = import_onnxruntime()
                 options = onnxruntime.SessionOptions()
                 options.intra_op_num_threads = self._threads
                 options.inter_op_num_threads = 1

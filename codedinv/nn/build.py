@@ -10,16 +10,28 @@ from torch import nn
 from codedinv.nn.encoder import Encoder, EncoderConfig
 from codedinv.nn.heads import ConvHead, DenseHead, LinearHead, PoolHead
 from codedinv.nn.iresnet import IResNet, IResNetConfig
+from codedinv.nn.light import Perceptron, SeparableSeries
 from codedinv.nn.resnet import ResNet, ResNetConfig
 from codedinv.nn.separable import SeparableNet
 
 Backbone = IResNet | ResNet
 
-_HEADS: dict[str, Callable[..., nn.Module]] = {
+BACKBONES: dict[str, type[IResNetConfig] | type[ResNetConfig]] = {
+    "iresnet": IResNetConfig,
+    "resnet": ResNetConfig,
+}
+HEADS: dict[str, Callable[..., nn.Module]] = {
     "pool": PoolHead,
     "linear": LinearHead,
     "dense": DenseHead,
     "conv": ConvHead,
+}
+
+
+LIGHTS: dict[str, Callable[..., nn.Module]] = {
+    "separable": SeparableNet,
+    "separable-series": SeparableSeries,
+    "perceptron": Perceptron,
 }
 
 
@@ -30,7 +42,7 @@ def build_backbone(config: dict[str, Any], bounded: bool = False) -> Backbone:
         config: fields of IResNetConfig or ResNetConfig.
         bounded: register the i-ResNet's spectral-norm parametrization, for training.
     """
-    kind, rest = _split(config, "backbone", ("iresnet", "resnet"))
+    kind, rest = _split(config, "backbone", tuple(BACKBONES))
     if kind == "resnet":
         return ResNet(ResNetConfig.from_dict(rest))
     return IResNet(IResNetConfig.from_dict(rest), bounded=bounded)
@@ -38,8 +50,8 @@ def build_backbone(config: dict[str, Any], bounded: bool = False) -> Backbone:
 
 def build_head(config: dict[str, Any]) -> nn.Module:
     """Builds a head from {"kind": "pool" | "linear" | "dense" | "conv", "embedding_shape", ...}."""
-    kind, rest = _split(config, "head", tuple(_HEADS))
-    return _HEADS[kind](**_lists_as_tuples(rest))
+    kind, rest = _split(config, "head", tuple(HEADS))
+    return HEADS[kind](**_lists_as_tuples(rest))
 
 
 def build_encoder(config: dict[str, Any]) -> Encoder:
@@ -48,10 +60,10 @@ def build_encoder(config: dict[str, Any]) -> Encoder:
     return Encoder(EncoderConfig.from_dict(rest))
 
 
-def build_light(config: dict[str, Any]) -> SeparableNet:
-    """Builds a light model from {"kind": "separable", "input_shape", "outputs", "width", ...}."""
-    _, rest = _split(config, "light", ("separable",))
-    return SeparableNet(**_lists_as_tuples(rest))
+def build_light(config: dict[str, Any]) -> nn.Module:
+    """Builds a light model from {"kind": "separable" | "separable-series" | "perceptron", ...}."""
+    kind, rest = _split(config, "light", tuple(LIGHTS))
+    return LIGHTS[kind](**_lists_as_tuples(rest))
 
 
 def _lists_as_tuples(config: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,27 +17,39 @@ class EncoderConfig:
     """Shape of an encoder.
 
     Attributes:
-        input_shape: (C, H, W) of a query.
+        input_shape: of a query: images (C, H, W), series (C, L), anything else is a vector.
         coefficients: r rows of k parity coefficients c_ij.
-        patch: side of the space-to-depth patch the network works on.
+        patch: side of the space-to-depth patch the network works on; 1 for vectors.
         input_channels: features made of each query; the only part whose cost grows with k.
         width: channels of the trunk.
         blocks: residual blocks of the trunk.
+        normalised: queries are centred and scaled by `Encoder.fit_scale` before features are made
+            of them: for queries that are not in [0, 1].
     """
 
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     coefficients: tuple[tuple[float, ...], ...]
     patch: int = 4
     input_channels: int = 8
     width: int = 32
     blocks: int = 2
+    normalised: bool = False
 
     def __post_init__(self) -> None:
-        _, height, width = self.input_shape
-        if height % self.patch or width % self.patch:
-            raise ValueError(f"patch: {self.patch} does not divide the image ({height}, {width})")
+        if any(size % self.patch for size in self.sides) or (not self.sides and self.patch != 1):
+            raise ValueError(f"patch: {self.patch} does not divide {self.sides or 'a vector'}")
         if not self.coefficients or len({len(row) for row in self.coefficients}) != 1:
             raise ValueError(f"coefficients: expected r equal rows, got {self.coefficients}")
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The axes along which the encoder convolves: (H, W), (L,) or none."""
+        return self.input_shape[1:] if len(self.input_shape) in (2, 3) else ()
+
+    @property
+    def channels(self) -> int:
+        """Of the queries; of a vector its length."""
+        return self.input_shape[0] if self.sides else math.prod(self.input_shape)
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> EncoderConfig:
@@ -58,45 +72,121 @@ class Encoder(nn.Module):
     """
 
     coefficients: Tensor
+    centre: Tensor
+    spread: Tensor
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        pixels = config.input_shape[0] * config.patch**2
+        pixels = config.channels * config.patch ** len(config.sides)
+        layer: Any = nn.Conv2d if len(config.sides) == 2 else nn.Conv1d
+        side = 3 if config.sides else 1  # a vector is a series of length 1
+        convolution = partial(layer, kernel_size=side, padding=side // 2)
         self.register_buffer("coefficients", torch.tensor(config.coefficients, dtype=torch.float32))
-        self.per_query = nn.Conv2d(pixels, config.input_channels, 3, padding=1)
-        self.project = nn.Conv2d(config.input_channels, config.width, 1)
+        if config.normalised:
+            shape = (config.channels, *[1] * max(1, len(config.sides)))
+            self.register_buffer("centre", torch.zeros(shape))
+            self.register_buffer("spread", torch.ones(shape))
+        if len(config.sides) == 2:
+            self.per_query: Any = PatchConv2d(config.channels, config.input_channels, config.patch)
+        else:
+            self.per_query = convolution(pixels, config.input_channels)
+        self.project = layer(config.input_channels, config.width, 1)
         self.trunk = nn.ModuleList(
             nn.Sequential(
                 nn.ELU(),
-                nn.Conv2d(config.width, config.width, 3, padding=1),
+                convolution(config.width, config.width),
                 nn.ELU(),
-                nn.Conv2d(config.width, config.width, 3, padding=1),
+                convolution(config.width, config.width),
             )
             for _ in range(config.blocks)
         )
-        self.out = nn.Conv2d(config.width, pixels, 1)
+        self.out = layer(config.width, pixels, 1)
         # Training starts from the weighted sum of the queries.
         nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.out.bias)
 
     def config_dict(self) -> dict[str, Any]:
         return {"kind": "sum", **asdict(self.config)}
 
+    @torch.no_grad()
+    def fit_scale(self, queries: Tensor) -> None:
+        """Centres and scales by what these queries [N, *input] have; for `normalised` encoders."""
+        x = self._channels_first(queries)
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        self.centre.copy_(x.mean(axes).reshape(self.centre.shape))
+        self.spread.copy_(x.std(axes).clamp_min(1e-6).reshape(self.spread.shape))
+
     def forward(self, queries: Tensor) -> Tensor:
-        """[B, k, C, H, W] -> [B, r, C, H, W]."""
+        """[B, k, *input] -> [B, r, *input]."""
         batch, k = queries.shape[:2]
         r = self.coefficients.shape[0]
-        patches = F.pixel_unshuffle(queries.flatten(0, 1), self.config.patch)
-        features = F.elu(self.per_query(patches))
+        flat = queries.flatten(0, 1)
+        x = self._channels_first(flat)
+        if self.config.normalised:
+            x = (x - self.centre) / self.spread
+        if len(self.config.sides) != 2:
+            x = _to_patches(x, self.config.patch)
+        features = F.elu(self.per_query(x))
         h = self.project(self._combine(features, batch, k))
         for block in self.trunk:
             h = h + block(h)
-        correction = F.pixel_shuffle(self.out(F.elu(h)), self.config.patch)
-        parity = self._combine(queries.flatten(0, 1), batch, k) + correction
+        correction = _from_patches(self.out(F.elu(h)), self.config.patch)
+        if self.config.normalised:
+            correction = correction * self.spread
+        parity = self._combine(flat, batch, k) + correction.reshape(-1, *queries.shape[2:])
         return parity.reshape(batch, r, *queries.shape[2:])
+
+    def _channels_first(self, queries: Tensor) -> Tensor:
+        """Queries [B, *input] with channels and sides; a vector has one place."""
+        return queries if self.config.sides else queries.flatten(1).unsqueeze(2)
 
     def _combine(self, x: Tensor, batch: int, k: int) -> Tensor:
         """[B k, ...] -> [B r, ...]: the code's rows applied over the queries of each group."""
         combined = torch.matmul(self.coefficients.to(x.dtype), x.reshape(batch, k, -1))
         return combined.reshape(-1, *x.shape[1:])
+
+
+class PatchConv2d(nn.Conv2d):
+    """A 3x3 convolution over the patches of an image, done as the strided convolution over its
+    pixels that it is: the pixels need not be moved, which takes ONNX Runtime as long as the
+    arithmetic. Weights are those of the convolution over patches, [outputs, C patch^2, 3, 3].
+
+    Args:
+        channels: C of the image.
+        outputs: channels of the result.
+        patch: side of a patch; it divides the image.
+    """
+
+    def __init__(self, channels: int, outputs: int, patch: int) -> None:
+        super().__init__(channels * patch**2, outputs, 3, padding=1)
+        self._channels, self._patch = channels, patch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, outputs, H / patch, W / patch]."""
+        p = self._patch
+        taps = self.weight.reshape(self.out_channels, self._channels, p, p, 3, 3)
+        kernel = taps.permute(0, 1, 4, 2, 5, 3).reshape(-1, self._channels, 3 * p, 3 * p)
+        return F.conv2d(x, kernel, self.bias, stride=p, padding=p)
+
+
+def _to_patches(x: Tensor, patch: int) -> Tensor:
+    """Space to depth: [B, C, H, W] or [B, C, L] with sides shorter by `patch`, deeper channels."""
+    if patch == 1:
+        return x
+    if x.ndim == 4:
+        return F.pixel_unshuffle(x, patch)
+    batch, channels, length = x.shape
+    split = x.reshape(batch, channels, length // patch, patch).transpose(2, 3)
+    return split.reshape(batch, channels * patch, length // patch)
+
+
+def _from_patches(x: Tensor, patch: int) -> Tensor:
+    """The inverse of `_to_patches`."""
+    if patch == 1:
+        return x
+    if x.ndim == 4:
+        return F.pixel_shuffle(x, patch)
+    batch, channels, length = x.shape
+    split = x.reshape(batch, channels // patch, patch, length).transpose(2, 3)
+    return split.reshape(batch, channels // patch, length * patch)

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codedinv.nn.iresnet import Normalise
-from codedinv.nn.macs import macs
 
 
 class SeparableBlock(nn.Module):
@@ -82,29 +81,3 @@ class SeparableNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.linear(self.layers(x).mean((2, 3)))
         return logits / self.temperature
-
-
-def widest_separable(
-    budget: float,
-    input_shape: tuple[int, int, int],
-    outputs: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> SeparableNet:
-    """The widest SeparableNet of at most `budget` multiply-accumulates per query.
-
-    Raises:
-        ValueError: the budget does not even pay for a width of 1.
-    """
-    query = torch.zeros(1, *input_shape)
-    fitting = None
-    width = 1
-    while True:
-        candidate = SeparableNet(input_shape, outputs, width, mean, std)
-        if macs(candidate, query) > budget:
-            break
-        fitting = candidate
-        width += 1
-    if fitting is None:
-        raise ValueError(f"budget: {budget:.0f} MACs are too few for any light model")
-    return fitting

@@ -6,19 +6,25 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from codedinv.errors import UnprovenWarning
+from codedinv.model.runtimes import Runtime
 from codedinv.schemes import Scheme, ServedModel
 from codedinv.schemes.scheme import BACKBONE, ENCODED, Array, parity_model
 from codedinv.serving.light import Grouping
 from codedinv.serving.queries import QueryCheck
 from codedinv.serving.temporary import TemporaryFolder, is_temporary
 from codedinv.serving.versions import Fallback, Served, build_served, load_model, try_out
-from codedinv.workers import Backbone, BackboneSpec, Pool, ProcessPool, ThreadPool
+from codedinv.workers import Backbone, BackboneSpec, Batching, Pool, ProcessPool, ThreadPool
 from codedinv.workers.backbone import ParityBackbone
+from codedinv.workers.batches import ONE_BY_ONE
+from codedinv.workers.devices import CPU
+
+if TYPE_CHECKING:
+    from codedinv.workers.oip import Security
 
 Backend = Literal["process", "thread", "ray"]
 
@@ -56,6 +62,7 @@ class Deployments:
         fallback: as `CodedServer` takes it.
         as_threads: workers are threads of this process.
         others_too: workers may know more models than they are given here.
+        runtime: what runs the models of processes.
         verify: results are to be checked.
         start_timeout_s: for heads, encoder and fallback to show that they work.
     """
@@ -70,7 +77,9 @@ class Deployments:
         others_too: bool,
         verify: bool,
         start_timeout_s: float,
+        runtime: Runtime = "auto",
     ) -> None:
+        self._runtime = runtime
         self._scheme = scheme
         self._grouping, self._fuse = grouping, fuse
         self._fallback = fallback
@@ -119,7 +128,7 @@ class Deployments:
         def spec(shape: tuple[int, ...], parity: int | None = None) -> BackboneSpec:
             embedding = served.embedding_shape
             return BackboneSpec.of(
-                folder, shape, embedding, hashes=hashes, name=model.name, parity=parity
+                folder, shape, embedding, self._runtime, hashes, model.name, parity
             )
 
         group = (model.code.k, *check.input_shape)
@@ -155,7 +164,13 @@ def _warn_of_worth(model: ServedModel, chosen: str | Scheme) -> None:
 
 
 def make_pool(
-    models: Mapping[str, Any], backend: Backend, workers: int | Sequence[str], in_flight: int
+    models: Mapping[str, Any],
+    backend: Backend,
+    workers: int | Sequence[str],
+    in_flight: int,
+    batching: Batching = ONE_BY_ONE,
+    devices: Sequence[str] = (CPU,),
+    security: Security | None = None,
 ) -> Pool:
     """The workers, and one index more for the spare that a reload uses.
 
@@ -164,32 +179,35 @@ def make_pool(
         backend: what they are; any, where `workers` are endpoints.
         workers: how many; or the endpoints of servers of the Open Inference Protocol.
         in_flight: tasks that a worker holds.
+        batching: how local workers make batches.
+        devices: of worker processes.
+        security: certificates and token for endpoints.
 
     Raises:
-        ValueError: an endpoint that cannot be understood.
+        ValueError: an endpoint that cannot be understood, or files that are no certificates.
         ImportError: what the workers need is not installed; it names the extra.
     """
     if not isinstance(workers, int):
         from codedinv.workers.oip import OipPool
 
-        return OipPool(models, workers, in_flight)
+        return OipPool(models, workers, in_flight, security)
     if backend == "ray":
         from codedinv.workers.ray import RayPool
 
         return RayPool(models, workers + 1)
     if backend == "thread":
-        return ThreadPool(models, workers + 1)
-    return ProcessPool(models, workers + 1, in_flight)
+        return ThreadPool(models, workers + 1, in_flight, batching)
+    return ProcessPool(models, workers + 1, in_flight, batching, devices)
 
 
 def _in_process(model: ServedModel, parities: Mapping[str, int]) -> dict[str, Backbone]:
     """What threads run: the backbone, and parity models by name."""
 
-    def backbone(x: Array) -> Array:
-        return np.asarray(model.embed(x[np.newaxis])[0], np.float32)
+    def backbone(queries: Array) -> Array:
+        return np.asarray(model.embed(queries), np.float32)
 
     def encoder(queries: Array) -> Array:
-        return np.asarray(model.encode(queries[np.newaxis])[0], np.float32)
+        return np.asarray(model.encode(queries), np.float32)
 
     parts = {name: ParityBackbone(backbone, encoder, parity) for name, parity in parities.items()}
     return {BACKBONE: backbone, **parts}

@@ -23,12 +23,15 @@ class Prediction:
             group; "fallback": the front end's own substitute.
         latency: seconds from `submit` to the answer.
         query_id: the server's number of this query, counting from 0.
+        version: of the model that answered, see `codedinv.serving.versions.version_of`; while a
+            reload is under way that may be the old or the new one.
     """
 
     outputs: Mapping[str, NDArray[np.float32]]
     source: Source
     latency: float
     query_id: int
+    version: str = ""
 
     @property
     def degraded(self) -> bool:
@@ -43,4 +46,5 @@ class Prediction:
             "degraded": self.degraded,
             "latency": self.latency,
             "query_id": self.query_id,
+            "version": self.version,
         }

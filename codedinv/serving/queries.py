@@ -43,7 +43,11 @@ class QueryCheck:
         if array.shape != self.input_shape:
             raise ValueError(f"x: expected shape {self.input_shape}, got {array.shape}")
         self._check_values(array)
-        return np.array(array, np.float32, order="C")
+        return self.copy(array)
+
+    def copy(self, query: np.ndarray[Any, Any]) -> Array:
+        """A checked query as a copy that nobody else has."""
+        return np.array(query, np.float32, order="C")
 
     def batch(self, x: Any) -> np.ndarray[Any, Any]:
         """Queries (B, *input), all checked, not copied.

@@ -8,12 +8,16 @@ import threading
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
 
 from codedinv.errors import CodedInvError, WrongProcess
+from codedinv.model.runtimes import Runtime
 from codedinv.schemes import Scheme, ServedModel
 from codedinv.schemes.scheme import Array
 from codedinv.serving import batches
@@ -26,10 +30,16 @@ from codedinv.serving.light import Grouping
 from codedinv.serving.metrics import Snapshot, Stats
 from codedinv.serving.policy import Policy
 from codedinv.serving.prediction import Prediction
-from codedinv.serving.queries import check_deadline
+from codedinv.serving.queries import QueryCheck, check_deadline
 from codedinv.serving.runners import Home, in_thread, to_the_end
-from codedinv.serving.versions import Fallback
-from codedinv.workers import Pool
+from codedinv.serving.tracing import Tracing
+from codedinv.serving.versions import Fallback, output_shapes
+from codedinv.workers import Batching, Pool
+from codedinv.workers.batches import ONE_BY_ONE
+from codedinv.workers.devices import CPU, choose_devices, choose_runtime_on
+
+if TYPE_CHECKING:
+    from codedinv.workers.oip import Security
 
 _PATIENCE_S = 10.0  # beyond its own limit, for the loop to tell that a worker did not start
 
@@ -64,12 +74,27 @@ class CodedServer:
             carries; where it carries none they are given as they are decoded.
         pool: workers of your own in place of a backend, with `workers + 1` indices: the last is
             the spare that a reload uses. The server closes it.
+        security: certificates and token for endpoints, as `codedinv.workers.oip.Security(ca=...,
+            certificate=..., key=..., token=...)`; the first for grpcs:// and https://, with the
+            two others where the servers want to know who asks.
         fallback: answers a query that nothing else answered in time, with source "fallback". A
             function of queries (B, *input) to {task: (B, outputs)}, or an array where there is one
             task; it runs in the server's loop, so it must be quick. Or constants, a mapping task ->
             (outputs,). Or "light", the model's own light model. None: that one if there is one.
+        max_batch: queries that a local worker takes in one call at most, of those that wait at it,
+            64 or fewer. A worker then has twice as many in hand (`Policy.in_flight` is raised to
+            that): one batch runs and the next one waits.
+        max_queue_delay_us: how long the oldest query at an idle worker may wait for others to fill
+            the batch. It pays where a call of many takes hardly longer than a call of one.
+        devices: of worker processes: "cpu", "cuda" (all there are, in turn; several workers may
+            share one), or a list, ["cuda:0", "cuda:1"], gone through again and again.
+        runtime: what runs the model in worker processes: "onnx", "torch", or "auto": ONNX Runtime
+            where it is installed; on CUDA devices torch where that is built for them.
         on_correction: called with (query id, `Prediction`) when the exact answer comes after a
             reconstructed one or a fallback was given; runs where done-callbacks run.
+        tracing: makes OpenTelemetry spans of queries that are submitted under a span that is
+            recorded (extra `otel`): queue, worker, encode, decode, head, by the program's own
+            tracer provider. Remote workers are sent the trace context.
 
     Attributes:
         pool: the workers. Local ones can be broken in many ways, for tests and demonstrations:
@@ -91,11 +116,20 @@ class CodedServer:
         grouping: Grouping = "arrival",
         fuse: bool = True,
         pool: Pool | None = None,
+        security: Security | None = None,
         fallback: Fallback = None,
+        max_batch: int = 1,
+        max_queue_delay_us: int = 0,
+        devices: str | Sequence[str] = CPU,
+        runtime: Runtime = "auto",
         on_correction: Corrected | None = None,
+        tracing: bool = False,
     ) -> None:
-        _check_workers(workers, backend, pool)
-        self.policy = policy if policy is not None else Policy()
+        _check_workers(workers, backend, pool, security)
+        batching = Batching(max_batch, max_queue_delay_us)
+        chosen = choose_devices(devices)
+        _check_local(workers, backend, pool, batching, chosen, runtime)
+        self.policy = _with_room(policy if policy is not None else Policy(), batching)
         self._owner = os.getpid()
         self._deployments = Deployments(
             scheme,
@@ -106,6 +140,7 @@ class CodedServer:
             others_too=pool is not None,
             verify=self.policy.verify,
             start_timeout_s=self.policy.start_timeout_s,
+            runtime=choose_runtime_on(chosen, runtime),
         )
         self._scheme_is_fixed = isinstance(scheme, Scheme)
         self._reloading = threading.Lock()
@@ -116,12 +151,13 @@ class CodedServer:
         count = workers if isinstance(workers, int) else len(workers)
         try:
             if pool is None:
-                in_flight = self.policy.in_flight
-                pool = make_pool(now.models, backend or "process", workers, in_flight)
+                kind, in_flight = backend or "process", self.policy.in_flight
+                pool = make_pool(now.models, kind, workers, in_flight, batching, chosen, security)
             else:
                 pool.provide(0, now.models)
             self.pool: Any = pool  # a local one can do more than a `Pool`
-            self._engine = Engine(now.served, self.policy, pool, count, on_correction)
+            traced = Tracing() if tracing else None
+            self._engine = Engine(now.served, self.policy, pool, count, on_correction, traced)
         except BaseException:
             now.remove()
             raise
@@ -180,8 +216,21 @@ class CodedServer:
         """
         if os.getpid() != self._owner:
             self._check_process()
-        seconds = self.policy.deadline_s if deadline is None else check_deadline(deadline)
-        return self._engine.admission.submit(self._deployed[0].check.one(x), seconds)
+        query = self._deployed[0].check.one(x)
+        return self._engine.admission.submit(query, self._seconds(deadline))
+
+    def _submit_checked(
+        self, check: QueryCheck, seconds: float | None, query: np.ndarray[Any, Any]
+    ) -> PredictionFuture:
+        """As `submit`, of a query that `check` has passed."""
+        if os.getpid() != self._owner:
+            self._check_process()
+        now = self._deployed[0].check
+        own = check.copy(query) if check is now else now.one(query)  # or reloaded meanwhile
+        return self._engine.admission.submit(own, seconds)
+
+    def _seconds(self, deadline: float | None) -> float | None:
+        return self.policy.deadline_s if deadline is None else check_deadline(deadline)
 
     def predict(self, x: Any, deadline: float | None = None) -> Prediction | list[Prediction]:
         """Answers one query (*input), or a batch (B, *input) as `predict_batch` does.
@@ -189,9 +238,10 @@ class CodedServer:
         Raises:
             As `submit` and its future; WrongThread: as `predict_batch`.
         """
-        queries, single = self._deployed[0].check.one_or_batch(x)
+        check = self._deployed[0].check
+        queries, single = check.one_or_batch(x)
         if not single:
-            return self._predict(queries, deadline)
+            return self._predict(check, queries, deadline)
         self._home.check_may_wait("predict", "await predict_async(x)")
         future = self.submit(queries[0], deadline)
         try:
@@ -210,19 +260,23 @@ class CodedServer:
             As `submit` and its future; the first error once all queries have ended.
             WrongThread: this thread's event loop runs the server, and must not wait.
         """
-        return self._predict(self._deployed[0].check.batch(xs), deadline)
+        check = self._deployed[0].check
+        return self._predict(check, check.batch(xs), deadline)
 
-    def _predict(self, queries: Iterable[Array], deadline: float | None) -> list[Prediction]:
+    def _predict(
+        self, check: QueryCheck, queries: Iterable[Array], deadline: float | None
+    ) -> list[Prediction]:
         self._home.check_may_wait("predict", "await predict_async(x)")
-        submit = partial(self.submit, deadline=deadline)
+        submit = partial(self._submit_checked, check, self._seconds(deadline))
         return batches.predict(submit, queries, self._most_at_once)
 
     async def predict_async(
         self, x: Any, deadline: float | None = None
     ) -> Prediction | list[Prediction]:
         """As `predict`, without blocking the event loop. Cancelling it cancels its queries."""
-        queries, single = self._deployed[0].check.one_or_batch(x)
-        submit = partial(self.submit, deadline=deadline)
+        check = self._deployed[0].check
+        queries, single = check.one_or_batch(x)
+        submit = partial(self._submit_checked, check, self._seconds(deadline))
         predictions = await batches.predict_async(submit, queries, self._most_at_once)
         return predictions[0] if single else predictions
 
@@ -244,7 +298,8 @@ class CodedServer:
 
         Args:
             model: a `CodedModel`, the name of a bundled one, or a bundle's folder, with the same
-                `input_shape`.
+                `input_shape`, tasks and outputs: queries under way may be answered by either.
+                Anything else takes a server of its own.
             timeout: seconds to wait for that; the reload itself goes on. None:
                 `Policy.start_timeout_s` for each worker.
             scheme: for the new model, if the server was given a `Scheme` and not a name.
@@ -374,9 +429,14 @@ def _replace(deployed: list[Deployment], deployment: Deployment, reloaded: Futur
 
 
 def _check_workers(
-    workers: int | Sequence[str] | None, backend: Backend | None, pool: Pool | None
+    workers: int | Sequence[str] | None,
+    backend: Backend | None,
+    pool: Pool | None,
+    security: Security | None,
 ) -> None:
     """Refuses arguments of `CodedServer` that do not go together."""
+    if security is not None and (workers is None or isinstance(workers, int)):
+        raise ValueError("security: expected with `workers` that are endpoints")
     if backend not in (None, *get_args(Backend)):
         raise ValueError(f"backend: expected 'process', 'thread' or 'ray', got {backend!r}")
     if pool is not None and (backend is not None or not isinstance(workers, int)):
@@ -394,9 +454,40 @@ def _check_workers(
         )
 
 
+def _check_local(
+    workers: int | Sequence[str] | None,
+    backend: Backend | None,
+    pool: Pool | None,
+    batching: Batching,
+    devices: tuple[str, ...],
+    runtime: Runtime,
+) -> None:
+    """Refuses what only local workers can do of others."""
+    elsewhere = pool is not None or backend == "ray" or not isinstance(workers, int | None)
+    if batching != ONE_BY_ONE and elsewhere:
+        raise ValueError(
+            "max_batch and max_queue_delay_us: expected with processes or threads of this machine; "
+            "other servers, Ray actors and pools of your own make their batches themselves"
+        )
+    if (devices != (CPU,) or runtime != "auto") and (elsewhere or backend == "thread"):
+        raise ValueError("devices and runtime: expected with worker processes of this machine")
+
+
+def _with_room(policy: Policy, batching: Batching) -> Policy:
+    """The policy, under which a worker may hold a batch that runs and one that waits."""
+    least = 2 * batching.max_batch if batching.max_batch > 1 else 1
+    return replace(policy, in_flight=max(policy.in_flight, least))
+
+
 def _check_fit(new: Deployment, present: Deployment) -> None:
     shape, expected = new.check.input_shape, present.check.input_shape
     if shape != expected:
         raise ValueError(f"model: expected input_shape {expected}, got {shape}")
+    outputs, known = output_shapes(new.model), output_shapes(present.model)
+    if outputs != known:
+        raise ValueError(
+            f"model: expected the tasks and outputs {known}, for queries under way may be answered "
+            f"by either model, got {outputs}; start another server for it"
+        )
     if present.served.fallback is not None and new.served.fallback is None:
         raise ValueError("model: expected one with a light model, which is the server's fallback")

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from codedinv.data import load_image_set, to_queries
 from codedinv.nn import Backbone, build_backbone, build_head, macs
 from codedinv.training.descent import Descent
-from codedinv.training.images import load_training_images
+from codedinv.training.learnt import load_training_queries, recipe_examples
 from codedinv.training.lessons import Lessons, teacher_answers
-from codedinv.training.loop import Run, autocast, run_to
-from codedinv.training.recipe import Recipe
+from codedinv.training.loop import Training, autocast, train
+from codedinv.training.measures import accuracy
+from codedinv.training.recipe import ClassifierRecipe, Recipe
 
-_OUTPUTS = 10  # the classes of every image set that recipes know
+_OUTPUTS = 10  # the classes of Fashion-MNIST and MNIST; other data say how many they have
 
 
 def build_classifier(recipe: Recipe, outputs: int = _OUTPUTS) -> tuple[Backbone, nn.Module]:
@@ -39,15 +37,18 @@ def fit_classifier(
     data: Path | None = None,
     device: str = "cpu",
     resume: bool = True,
+    title: str = "classifier",
 ) -> tuple[Backbone, nn.Module]:
     """Trains backbone and head, and leaves `classifier.pt`, the history and its plot in `out`.
 
     Args:
         recipe: see Recipe.
         out: folder for results and checkpoints; a killed run resumes from it.
-        data: folder of the data set (None: where the system keeps it).
+        data: folder of the data set (None: where the system keeps it); the head has an output for
+            each of its classes.
         device: "cpu" or "cuda".
         resume: False starts afresh.
+        title: of the progress.
 
     Returns:
         (backbone with norm bounds, head), eval mode.
@@ -56,17 +57,70 @@ def fit_classifier(
     """
     settings = recipe.classifier
     target = torch.device(device)
-    learnt, _ = load_training_images(recipe, data, target)
-    test = load_image_set(recipe.data, "test", data)
-    backbone, head = build_classifier(recipe)
+    learnt, _ = load_training_queries(recipe, data, target)
+    test = recipe_examples(recipe, data, "test")
+    outputs = int(learnt.labels.max()) + 1
+    test.check_fit(outputs=outputs)
+    backbone, head = build_classifier(recipe, outputs)
     backbone.to(target, memory_format=torch.channels_last)  # type: ignore[call-overload]
     head.to(target)
+    taught = teacher_answers(settings.teacher, learnt, outputs) if settings.teacher else None
+    lessons = Lessons(learnt, settings, recipe.seed, taught, outputs)
+    training = classifier_training(
+        backbone,
+        head,
+        lessons,
+        settings,
+        title=title,
+        evaluate=lambda: {"normal_accuracy": accuracy(backbone, head, test)},
+        about={
+            "backbone": recipe.backbone,
+            "head": {**recipe.head, "outputs": outputs},
+            "seed": recipe.seed,
+            "data": learnt.print(),
+        },
+    )
+    state = train(training, out, resume)
+    backbone.eval()
+    head.eval()
+    torch.save(
+        {
+            "recipe": recipe.model_dump_json(),
+            "backbone": backbone.state_dict(),
+            "head": head.state_dict(),
+            "outputs": outputs,
+            "normal_accuracy": state.history[-1]["normal_accuracy"],
+            "seconds": state.seconds,
+        },
+        out / "classifier.pt",
+    )
+    return backbone, head
+
+
+def classifier_training(
+    backbone: nn.Module,
+    head: nn.Module,
+    lessons: Lessons,
+    settings: ClassifierRecipe,
+    *,
+    title: str,
+    evaluate: Callable[[], Mapping[str, float]],
+    about: Mapping[str, Any],
+) -> Training:
+    """The training of backbone and head, for the loop.
+
+    Args:
+        backbone, head: on their device; Manifold Mixup needs a backbone with `layers`.
+        lessons: what they learn.
+        settings: epochs, rates, mixup.
+        title: of the progress.
+        evaluate: returns named numbers for the history.
+        about: what a resumed training must agree in besides the settings.
+    """
     parameters = [*backbone.parameters(), *head.parameters()]
-    taught = teacher_answers(settings.teacher, learnt, _OUTPUTS) if settings.teacher else None
-    lessons = Lessons(learnt, settings, recipe.seed, taught, _OUTPUTS)
+    device = parameters[0].device
     steps = settings.epochs * lessons.per_epoch
     descent = Descent.one_cycle(parameters, steps, settings.learning_rate, settings.weight_decay)
-    run = Run({"backbone": backbone, "head": head}, [descent.optimizer], [descent.schedule])
     cross_entropy = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
     beta = torch.distributions.Beta(settings.mixup_alpha, settings.mixup_alpha)
 
@@ -75,32 +129,29 @@ def fit_classifier(
         head.train()
         x, y = lessons(number)
         mixed = bool(torch.rand(()) < settings.mixup_share)
-        partner = torch.randperm(len(x), device=target)
-        share = float(beta.sample()) if mixed else 1.0
-        at = int(torch.randint(len(backbone.layers) + 1, ())) if mixed else None
-        with autocast(target, settings.autocast):
-            logits = head(_mixed_forward(backbone, x, partner, share, at)).float()
-        loss = cross_entropy(logits, torch.lerp(y[partner], y, share) if mixed else y)
+        with autocast(device, settings.autocast):
+            if mixed:
+                partner, share = torch.randperm(len(x), device=device), float(beta.sample())
+                logits = head(_mixed_forward(backbone, x, partner, share)).float()
+                y = torch.lerp(y[partner], y, share)
+            else:
+                logits = head(backbone(x)).float()
+        loss = cross_entropy(logits, y)
         descent.step(loss)
         return {"loss": loss}
 
-    def evaluate() -> Mapping[str, float]:
-        return {"normal_accuracy": accuracy(backbone, head, *test)}
-
-    run_to(run, steps, step, evaluate, lessons.per_epoch, out, "classifier", resume)
-    backbone.eval()
-    head.eval()
-    torch.save(
-        {
-            "recipe": recipe.model_dump_json(),
-            "backbone": backbone.state_dict(),
-            "head": head.state_dict(),
-            "normal_accuracy": run.history[-1]["normal_accuracy"],
-            "seconds": run.seconds,
-        },
-        out / "classifier.pt",
+    return Training(
+        name="classifier",
+        title=title,
+        steps=steps,
+        step=step,
+        evaluate=evaluate,
+        evaluate_every=lessons.per_epoch,
+        modules={"backbone": backbone, "head": head},
+        optimizers=[descent.optimizer],
+        schedulers=[descent.schedule],
+        identity={"classifier": settings.model_dump(mode="json"), **about},
     )
-    return backbone, head
 
 
 def fit_head_alone(
@@ -131,7 +182,9 @@ def fit_head_alone(
         ],
     }
     changes = {"name": f"{recipe.name}-head-alone", "backbone": alone}
-    backbone, head = fit_classifier(recipe.model_copy(update=changes), out, data, device, resume)
+    backbone, head = fit_classifier(
+        recipe.model_copy(update=changes), out, data, device, resume, "head alone (control)"
+    )
     saved = torch.load(out / "classifier.pt", weights_only=True)
     embedding = torch.zeros(1, *backbone.embedding_shape, device=next(head.parameters()).device)
     return float(saved["normal_accuracy"]), macs(head, embedding)
@@ -139,37 +192,19 @@ def fit_head_alone(
 
 def load_classifier(recipe: Recipe, path: Path) -> tuple[Backbone, nn.Module]:
     """Reads what fit_classifier left; the recipe's backbone and head must be the same."""
-    backbone, head = build_classifier(recipe)
     saved = torch.load(path, weights_only=True, map_location="cpu")
+    backbone, head = build_classifier(recipe, saved.get("outputs", _OUTPUTS))
     backbone.load_state_dict(saved["backbone"])
     head.load_state_dict(saved["head"])
     return backbone, head
 
 
-@torch.no_grad()
-def accuracy(
-    backbone: nn.Module, head: nn.Module, images: NDArray[np.uint8], labels: NDArray[np.int64]
-) -> float:
-    """Share of right answers (in percent) on uint8 images [N, H, W] with labels [N]."""
-    backbone.eval()
-    head.eval()
-    device = next(head.parameters()).device
-    right = 0
-    for start in range(0, len(images), 1000):
-        x = torch.from_numpy(to_queries(images[start : start + 1000])).to(device)
-        y = torch.from_numpy(labels[start : start + 1000]).to(device)
-        right += int((head(backbone(x)).argmax(1) == y).sum())
-    return 100.0 * right / len(images)
-
-
-def _mixed_forward(
-    backbone: Backbone, x: Tensor, partner: Tensor, share: float, at: int | None
-) -> Tensor:
-    """Forward pass that replaces h by share h + (1 - share) h[partner] before layer `at`."""
-    for index, layer in enumerate(backbone.layers):
+def _mixed_forward(backbone: nn.Module, x: Tensor, partner: Tensor, share: float) -> Tensor:
+    """Forward pass that replaces h by share h + (1 - share) h[partner] before a random layer."""
+    layers = list(backbone.layers)  # type: ignore[arg-type]
+    at = int(torch.randint(len(layers) + 1, ()))
+    for index, layer in enumerate([*layers, nn.Identity()]):
         if index == at:
             x = share * x + (1 - share) * x[partner]
         x = layer(x)
-    if at == len(backbone.layers):
-        x = share * x + (1 - share) * x[partner]
     return x

@@ -41,3 +41,24 @@ def lsgan_discriminator(discriminator: Discriminator, ideal: Tensor, parity: Ten
 
 def _squared_distance(discriminator: Discriminator, image: Tensor, judgement: float) -> Tensor:
     return torch.square(discriminator(image) - judgement).mean()
+
+
+class Critic:
+    """A discriminator with its optimizer.
+
+    Args:
+        channels: of the images.
+        device: to train on.
+    """
+
+    def __init__(self, channels: int, device: torch.device) -> None:
+        self.discriminator = Discriminator(channels).to(device)
+        self.optimizer = torch.optim.Adam(
+            self.discriminator.parameters(), lr=2e-4, betas=(0.0, 0.9)
+        )
+
+    def step(self, ideal: Tensor, parities: Tensor) -> None:
+        """One optimizer step on ideal and encoded parity queries [B, C, H, W]."""
+        self.optimizer.zero_grad()
+        lsgan_discriminator(self.discriminator, ideal, parities).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()

@@ -1,4 +1,4 @@
-"""What a classifier or a light model learns from: images in fresh views, with soft targets."""
+"""What a classifier or a light model learns from: queries in fresh views, with soft targets."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from torch import Tensor
 
 from codedinv.model import CodedModel
 from codedinv.training.augment import augmented
-from codedinv.training.fixed import mirrored_where, of_both_views
-from codedinv.training.images import LabelledImages
+from codedinv.training.fixed import mirrored_where, of_views
+from codedinv.training.learnt import LabelledQueries
 from codedinv.training.recipe import ClassifierRecipe, LightRecipe
 
 
 class Lessons:
-    """Batches of images, each image as it is or mirrored, shifted and erased as the recipe says.
+    """Batches of queries; images as they are or mirrored, shifted and erased as the recipe says.
 
     Args:
-        learnt: the images.
-        settings: batch size and what is done to the images.
+        learnt: the queries.
+        settings: batch size and what is done to images.
         seed: of the epochs' permutations.
-        answers: what a teacher says, probabilities [2, N, outputs] of the images and of their
-            mirrors; None: the labels alone are learnt.
-        outputs: number of classes.
+        answers: what a teacher says, probabilities [views, N, all outputs] of the queries and,
+            where the settings flip, of their mirrors; None: the labels alone are learnt.
+        outputs: classes of the first task, the one that has labels.
     """
 
     def __init__(
         self,
-        learnt: LabelledImages,
+        learnt: LabelledQueries,
         settings: ClassifierRecipe | LightRecipe,
         seed: int,
         answers: Tensor | None,
@@ -37,19 +37,23 @@ class Lessons:
         self._learnt = learnt
         self._settings = settings
         self._seed = seed
+        self._batch = min(settings.batch_size, len(learnt))
         labels = F.one_hot(learnt.labels, outputs).float()
-        mixed = labels if answers is None else torch.lerp(labels, answers, settings.distillation)
-        self._targets = mixed.expand(2, *labels.shape)
+        if answers is None:
+            self._targets = labels.expand(2, *labels.shape)
+        else:
+            first = torch.lerp(labels, answers[..., :outputs], settings.distillation)
+            self._targets = torch.cat([first, answers[..., outputs:]], dim=2)
 
     @property
     def per_epoch(self) -> int:
-        """Steps of an epoch; what is left over of the images sits out."""
-        return len(self._learnt) // self._settings.batch_size
+        """Steps of an epoch; what is left over of the queries sits out."""
+        return len(self._learnt) // self._batch
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Queries [B, 1, H, W] and target probabilities [B, outputs] of a step."""
-        device = self._learnt.images.device
-        picked = epoch_batch(len(self._learnt), self._settings.batch_size, step, self._seed)
+        """Queries [B, *input] and target probabilities [B, all outputs] of a step."""
+        device = self._learnt.inputs.device
+        picked = epoch_batch(len(self._learnt), self._batch, step, self._seed)
         picked = picked.to(device)
         view = torch.randint(2 if self._settings.flip else 1, (len(picked),), device=device)
         x = mirrored_where(self._learnt.queries(picked), view)
@@ -57,7 +61,7 @@ class Lessons:
         return x, self._targets[view, picked]
 
 
-def teacher_answers(name_or_folder: str, learnt: LabelledImages, outputs: int) -> Tensor:
+def teacher_answers(name_or_folder: str, learnt: LabelledQueries, outputs: int) -> Tensor:
     """Probabilities [2, N, outputs] that a bundle's first head gives to images and their mirrors.
 
     Args:
@@ -69,7 +73,7 @@ def teacher_answers(name_or_folder: str, learnt: LabelledImages, outputs: int) -
         ValueError: the bundle takes queries of another shape, or tells other classes apart.
     """
     teacher = CodedModel.load(name_or_folder)
-    shape = (1, *learnt.images.shape[1:])
+    shape = tuple(learnt.inputs.shape[1:])
     if teacher.input_shape != shape:
         raise ValueError(
             f"teacher: expected a model of queries {shape}, got {name_or_folder!r}, whose queries "
@@ -80,7 +84,7 @@ def teacher_answers(name_or_folder: str, learnt: LabelledImages, outputs: int) -
         logits = teacher.head(teacher.embed(np.ascontiguousarray(queries.cpu().numpy())))
         return torch.from_numpy(logits).softmax(1)
 
-    answers = of_both_views(answer, learnt).to(learnt.images.device)
+    answers = of_views(answer, learnt).to(learnt.inputs.device)
     if answers.shape[2] != outputs:
         raise ValueError(
             f"teacher: expected a model of {outputs} classes, got {name_or_folder!r}, whose first "

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codedinv.data import load_image_set
-from codedinv.nn import Backbone, SeparableNet, macs, widest_separable
-from codedinv.training.classifier import accuracy
+from codedinv.nn import Backbone, light_for, macs
 from codedinv.training.descent import Descent
 from codedinv.training.fixed import FixedClassifier
-from codedinv.training.images import LabelledImages, load_training_images
+from codedinv.training.identity import module_print
+from codedinv.training.learnt import LabelledQueries, load_training_queries, recipe_examples
 from codedinv.training.lessons import Lessons, teacher_answers
-from codedinv.training.loop import Run, autocast, run_to
+from codedinv.training.loop import Training, autocast, train
+from codedinv.training.measures import accuracy
 from codedinv.training.recipe import LightRecipe, Recipe
 
 
-def build_recipe_light(recipe: Recipe, backbone: Backbone, outputs: int = 10) -> SeparableNet:
+def build_recipe_light(recipe: Recipe, backbone: Backbone, outputs: int = 10) -> nn.Module:
     """The widest light model within the recipe's share of the backbone's work, untrained."""
     config = backbone.config
     work = macs(backbone, torch.zeros(1, *config.input_shape))
     budget = light_recipe(recipe).budget * work
     torch.manual_seed(recipe.seed + 2)
-    return widest_separable(budget, config.input_shape, outputs, config.mean, config.std)
+    return light_for(config.input_shape, outputs, budget, config.mean, config.std)
 
 
 def light_recipe(recipe: Recipe) -> LightRecipe:
@@ -49,13 +50,13 @@ def fit_light(
     device: str = "cpu",
     resume: bool = True,
     cache: Path | None = None,
-) -> SeparableNet:
+) -> nn.Module:
     """Trains a light model on a teacher's answers and the labels, then calibrates it.
 
     Its targets are `distillation` parts the answer of its teacher (the classifier itself, if the
-    recipe names no other) to the image as it is or mirrored, and 1 - `distillation` parts the
-    label; it sees the image shifted and erased afresh at each step. One temperature, fitted on the
-    held-out images, is then folded into its logits.
+    recipe names no other) to the query as it is or mirrored, and 1 - `distillation` parts the
+    label; it sees images shifted and erased afresh at each step. One temperature, fitted on the
+    held-out queries, is then folded into its logits.
 
     Args:
         recipe: see Recipe.
@@ -64,54 +65,96 @@ def fit_light(
         data: folder of the data set (None: where the system keeps it).
         device: "cpu" or "cuda".
         resume: False starts afresh.
-        cache: file for the embeddings of the training images, see FixedClassifier.embeddings.
+        cache: file for the embeddings of the training queries, see FixedClassifier.embeddings.
 
     Returns:
         The light model, eval mode.
     """
     settings = light_recipe(recipe)
     target = torch.device(device)
-    learnt, held_out = load_training_images(recipe, data, target)
-    test = load_image_set(recipe.data, "test", data)
-    taught = _answers(settings, learnt, backbone, head, cache)
+    learnt, held_out = load_training_queries(recipe, data, target)
+    test = recipe_examples(recipe, data, "test")
+    fixed = FixedClassifier.of(backbone, head, target)
+    taught = _answers(settings, learnt, fixed, cache)
     light = build_recipe_light(recipe, backbone, taught.shape[2]).to(target)
-    light.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    lessons = Lessons(learnt, settings, recipe.seed, taught, taught.shape[2])
-    steps = settings.epochs * lessons.per_epoch
-    descent = Descent.one_cycle(
-        light.parameters(), steps, settings.learning_rate, settings.weight_decay
+    training = light_training(
+        light,
+        Lessons(learnt, settings, recipe.seed, taught, taught.shape[2]),
+        settings,
+        title="light model",
+        evaluate=lambda: {"light_accuracy": accuracy(nn.Identity(), light, test)},
+        about={"seed": recipe.seed, "data": learnt.print(), "classifier": _print_of(fixed)},
     )
-
-    def step(number: int) -> Mapping[str, Tensor]:
-        light.train()
-        x, y = lessons(number)
-        with autocast(target, settings.autocast):
-            logits = light(x).float()
-        loss = F.cross_entropy(logits, y)
-        descent.step(loss)
-        return {"loss": loss}
-
-    def evaluate() -> Mapping[str, float]:
-        return {"light_accuracy": accuracy(nn.Identity(), light, *test)}
-
-    run = Run({"light": light}, [descent.optimizer], [descent.schedule])
-    run_to(run, steps, step, evaluate, lessons.per_epoch, out, "light", resume)
+    state = train(training, out, resume)
     light.eval()
     if len(held_out):
-        light.temperature.fill_(best_temperature(light, held_out))
+        light.get_buffer("temperature").fill_(best_temperature(light, held_out))
     torch.save(
         {
             "recipe": recipe.model_dump_json(),
             "light": light.state_dict(),
-            "light_accuracy": run.history[-1]["light_accuracy"],
-            "seconds": run.seconds,
+            "light_accuracy": state.history[-1]["light_accuracy"],
+            "seconds": state.seconds,
         },
         out / "light.pt",
     )
     return light
 
 
-def load_light(recipe: Recipe, backbone: Backbone, path: Path) -> SeparableNet:
+def light_training(
+    light: nn.Module,
+    lessons: Lessons,
+    settings: LightRecipe,
+    *,
+    title: str,
+    evaluate: Callable[[], Mapping[str, float]],
+    about: Mapping[str, Any],
+    tasks: list[int] | None = None,
+) -> Training:
+    """The training of a light model, for the loop.
+
+    Args:
+        light: on its device.
+        lessons: what it learns.
+        settings: epochs, rates.
+        title: of its progress.
+        evaluate: returns named numbers for the history.
+        about: what a resumed training must agree in besides the settings.
+        tasks: outputs of each task; None: there is one.
+    """
+    light.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    steps = settings.epochs * lessons.per_epoch
+    descent = Descent.one_cycle(
+        light.parameters(), steps, settings.learning_rate, settings.weight_decay
+    )
+    device = next(light.parameters()).device
+
+    def step(number: int) -> Mapping[str, Tensor]:
+        light.train()
+        x, y = lessons(number)
+        with autocast(device, settings.autocast):
+            logits = light(x).float()
+        parts = [logits.shape[1]] if tasks is None else tasks
+        losses = map(F.cross_entropy, torch.split(logits, parts, 1), torch.split(y, parts, 1))
+        loss = torch.stack(list(losses)).sum()
+        descent.step(loss)
+        return {"loss": loss}
+
+    return Training(
+        name="light",
+        title=title,
+        steps=steps,
+        step=step,
+        evaluate=evaluate,
+        evaluate_every=lessons.per_epoch,
+        modules={"light": light},
+        optimizers=[descent.optimizer],
+        schedulers=[descent.schedule],
+        identity={"light": settings.model_dump(mode="json"), **about},
+    )
+
+
+def load_light(recipe: Recipe, backbone: Backbone, path: Path) -> nn.Module:
     """Reads what fit_light left for the same backbone and budget.
 
     Raises:
@@ -124,31 +167,36 @@ def load_light(recipe: Recipe, backbone: Backbone, path: Path) -> SeparableNet:
 
 
 def _answers(
-    settings: LightRecipe,
-    learnt: LabelledImages,
-    backbone: Backbone,
-    head: nn.Module,
-    cache: Path | None,
+    settings: LightRecipe, learnt: LabelledQueries, fixed: FixedClassifier, cache: Path | None
 ) -> Tensor:
     """Probabilities [2, N, outputs] that the teacher gives to images and their mirrors."""
-    device = learnt.images.device
     if not settings.teacher:
-        fixed = FixedClassifier.of(backbone, head, device)
         return fixed.logits(fixed.embeddings(learnt, cache)).softmax(2)
-    embedding = torch.zeros(1, *backbone.embedding_shape, device=next(head.parameters()).device)
     with torch.no_grad():
-        outputs = int(head(embedding).shape[1])
+        outputs = int(fixed.head(fixed.backbone(learnt.queries(slice(1)))).shape[1])
     return teacher_answers(settings.teacher, learnt, outputs)
 
 
+def _print_of(fixed: FixedClassifier) -> str:
+    return module_print(fixed.backbone) + module_print(fixed.head)
+
+
 @torch.no_grad()
-def best_temperature(light: nn.Module, held_out: LabelledImages) -> float:
+def best_temperature(
+    light: nn.Module, held_out: LabelledQueries, outputs: int | None = None
+) -> float:
     """The temperature, of 0.2 to 5, at which the held-out labels are likeliest.
+
+    Args:
+        light: of logits [B, all outputs].
+        held_out: queries that it has not learnt from.
+        outputs: classes of the first task, the one with labels; None: there is one.
 
     Source: Guo et al., "On calibration of modern neural networks", 2017.
     """
     parts = range(0, len(held_out), 1000)
     logits = torch.cat([light(held_out.queries(slice(at, at + 1000))) for at in parts])
+    logits = logits[:, :outputs]
     candidates = torch.logspace(-0.7, 0.7, 281, device=logits.device)
     losses = torch.stack([F.cross_entropy(logits / t, held_out.labels) for t in candidates])
     return float(candidates[losses.argmin()])

@@ -1,11 +1,14 @@
-"""The loop that both trainings share: progress, checkpoints, resume, history and its plot."""
+"""The loop that every training shares: steps, evaluations, progress, checkpoints, resume."""
 
 from __future__ import annotations
 
 import json
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,128 +17,191 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from codedinv.training.checkpoint import State
+from codedinv.training.curves import plot_history
+
 CHECKPOINT_EVERY_S = 45.0  # a killed run loses less than a minute
+_BEFORE_EVALUATION_S = 10.0  # an evaluation may be long: what is older is saved before it
 _PLAIN_LINE_EVERY_S = 30.0
 
 
-@dataclass
-class Run:
-    """Everything a resumed run needs: modules, optimizers, schedulers, step and history.
+@dataclass(frozen=True)
+class Training:
+    """One training, as the loop sees it.
 
     Attributes:
-        modules: by name; their state_dicts are kept.
-        optimizers, schedulers: in a fixed order.
-        step: optimizer steps done.
-        history: one row of named numbers per evaluation.
-        seconds: time spent training, over all resumes.
-    """
-
-    modules: Mapping[str, nn.Module]
-    optimizers: list[torch.optim.Optimizer]
-    schedulers: list[torch.optim.lr_scheduler.LRScheduler]
-    step: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def save(self, path: Path) -> None:
-        """Writes a checkpoint; a kill at any moment leaves the old or the new one whole."""
-        state = {
-            "modules": {name: module.state_dict() for name, module in self.modules.items()},
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
-            "step": self.step,
-            "history": self.history,
-            "seconds": self.seconds,
-            "rng": torch.get_rng_state(),
-        }
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(path)
-
-    def load(self, path: Path) -> None:
-        """Restores a checkpoint of the same recipe.
-
-        Raises:
-            ValueError: it holds other networks.
-        """
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        try:
-            for name, module in self.modules.items():
-                module.load_state_dict(state["modules"][name])
-        except (KeyError, RuntimeError) as error:
-            raise ValueError(
-                f"{path} is of a recipe with another network; to start anew: --fresh, or another "
-                "--out"
-            ) from error
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
-            scheduler.load_state_dict(saved)
-        self.step, self.history = state["step"], state["history"]
-        self.seconds = state["seconds"]
-        torch.set_rng_state(state["rng"])
-
-
-def run_to(
-    run: Run,
-    steps: int,
-    step: Callable[[int], Mapping[str, float | Tensor]],
-    evaluate: Callable[[], Mapping[str, float]],
-    evaluate_every: int,
-    out: Path,
-    label: str,
-    resume: bool = True,
-) -> None:
-    """Takes optimizer steps until `steps` are done, evaluating, printing and checkpointing.
-
-    Args:
-        run: what is trained; resumed from `out/<label>.checkpoint` where that exists.
-        steps: total number of steps of the whole run.
+        name: of its files: `<name>.checkpoint`, `<name>.history.json`, `<name>.curves.png`.
+        title: of its progress, for people.
+        steps: optimizer steps of the whole run.
         step: takes the step number, returns named losses.
         evaluate: returns named numbers for the history.
         evaluate_every: steps between evaluations; one more is made at the end.
-        out: folder for the checkpoint, `<label>.history.json` and `<label>.curves.png`.
-        label: name of the run.
+        modules, optimizers, schedulers: whose state a checkpoint keeps.
+        identity: what the training is of (see training.identity).
+    """
+
+    name: str
+    title: str
+    steps: int
+    step: Callable[[int], Mapping[str, Tensor]]
+    evaluate: Callable[[], Mapping[str, float]]
+    evaluate_every: int
+    modules: Mapping[str, nn.Module]
+    optimizers: Sequence[torch.optim.Optimizer]
+    schedulers: Sequence[torch.optim.lr_scheduler.LRScheduler]
+    identity: Mapping[str, Any]
+
+
+def train(
+    training: Training, out: Path, resume: bool = True, console: Console | None = None
+) -> State:
+    """Takes optimizer steps until all are done, evaluating, printing and checkpointing.
+
+    Ctrl-C finishes the step, saves, and raises KeyboardInterrupt; a second one stops at once.
+
+    Args:
+        training: what to train.
+        out: folder for the checkpoint, the history and its plot.
         resume: False starts afresh although a checkpoint exists.
+        console: for progress; None: stdout.
+
+    Returns:
+        The final state, with its history and the seconds it took over all resumes.
+
+    Raises:
+        ValueError: the checkpoint is of a training of something else.
+        CheckpointError: it is damaged, and no older one is whole.
+        KeyboardInterrupt: stopped by Ctrl-C, after saving.
     """
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint = out / f"{label}.checkpoint"
-    console = Console()
-    if resume and checkpoint.exists():
-        run.load(checkpoint)
-        console.print(f"{label}: resumed at step {run.step} of {steps}")
-    sums: dict[str, float | Tensor] = {}
-    summed = 0
-    saved = printed = started = time.monotonic()
-    before = run.seconds
-    with _progress(console) as progress:
-        task = progress.add_task(label, total=steps, completed=run.step, note="")
-        while run.step < steps:
-            for name, value in step(run.step).items():
-                sums[name] = sums.get(name, 0.0) + (
-                    value.detach() if isinstance(value, Tensor) else value
-                )
-            summed += 1
-            run.step += 1
-            progress.advance(task)
-            now = time.monotonic()
-            if run.step % evaluate_every == 0 or run.step == steps:
-                means = {name: float(value) / summed for name, value in sums.items()}
-                sums, summed = {}, 0
-                row = {"step": float(run.step), **means, **evaluate()}
-                run.history.append(row)
-                note = "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "step")
-                progress.update(task, note=note)
-                console.print(f"{label} {run.step}/{steps}  {now - started:.0f} s  {note}")
-            elif not console.is_terminal and now - printed > _PLAIN_LINE_EVERY_S:
-                console.print(f"{label} {run.step}/{steps}  {now - started:.0f} s")
-                printed = now
-            if now - saved > CHECKPOINT_EVERY_S or run.step == steps:
-                run.seconds = before + now - started
-                run.save(checkpoint)
-                saved = now
-    (out / f"{label}.history.json").write_text(json.dumps(run.history, indent=1) + "\n")
-    plot_history(run.history, out / f"{label}.curves.png", label)
+    state = State(training.modules, training.optimizers, training.schedulers)
+    checkpoint = out / f"{training.name}.checkpoint"
+    console = Console() if console is None else console
+    if resume:
+        problem = state.load(checkpoint, training.identity)
+        if problem:
+            console.print(f"{training.title}: {problem}; the checkpoint before it is used")
+        if state.step:
+            console.print(f"{training.title}: resumed at step {state.step} of {training.steps}")
+    _Course(training, state, checkpoint, console).run()
+    history = out / f"{training.name}.history.json"
+    history.write_text(json.dumps(state.history, indent=1) + "\n")
+    plot_history(state.history, out / f"{training.name}.curves.png", training.title)
+    return state
+
+
+class _Course:
+    """The steps of one call of `train`."""
+
+    def __init__(
+        self, training: Training, state: State, checkpoint: Path, console: Console
+    ) -> None:
+        self.training = training
+        self.state = state
+        self.checkpoint = checkpoint
+        self.console = console
+        self.started = self.saved = self.printed = time.monotonic()
+        self.before = state.seconds
+
+    def run(self) -> None:
+        with _progress(self.console) as progress, _interrupts() as interrupted:
+            task = progress.add_task(
+                self.training.title, total=self.training.steps, completed=self.state.step, note=""
+            )
+            while True:
+                if self._evaluation_is_due():
+                    self._save_if_older_than(_BEFORE_EVALUATION_S)
+                    progress.update(task, note=self._evaluate())
+                if self.state.step == self.training.steps:
+                    break
+                self._take_step()
+                progress.advance(task)
+                self._print_plainly()
+                if interrupted():
+                    self._stop()
+                self._save_if_older_than(CHECKPOINT_EVERY_S)
+            self._save()
+
+    def _take_step(self) -> None:
+        state = self.state
+        for name, value in self.training.step(state.step).items():
+            state.sums[name] = state.sums.get(name, 0.0) + value.detach()
+        state.summed += 1
+        state.step += 1
+
+    def _evaluation_is_due(self) -> bool:
+        step, history = self.state.step, self.state.history
+        due = step == self.training.steps or (step and step % self.training.evaluate_every == 0)
+        return bool(due) and not (history and history[-1]["step"] == step)
+
+    def _evaluate(self) -> str:
+        """Adds a row to the history and says it in a line."""
+        state = self.state
+        means = {name: float(value) / state.summed for name, value in state.sums.items()}
+        state.sums, state.summed = {}, 0
+        state.history.append({"step": float(state.step), **means, **self.training.evaluate()})
+        row = state.history[-1]
+        note = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step")
+        self.console.print(f"{self._place()}  {note}", highlight=False)
+        self.printed = time.monotonic()
+        return note
+
+    def _place(self) -> str:
+        taken = time.monotonic() - self.started
+        return f"{self.training.title} {self.state.step}/{self.training.steps}  {taken:.0f} s"
+
+    def _print_plainly(self) -> None:
+        """A line now and then, with the time left, where no bar can be drawn."""
+        now = time.monotonic()
+        if self.console.is_terminal or now - self.printed < _PLAIN_LINE_EVERY_S:
+            return
+        self.printed = now
+        spent = self.before + now - self.started
+        left = spent / self.state.step * (self.training.steps - self.state.step)
+        self.console.print(f"{self._place()}, about {left:.0f} s left", highlight=False)
+
+    def _stop(self) -> None:
+        self._save()
+        self.console.print(
+            f"{self.training.title}: stopped at step {self.state.step} of {self.training.steps} "
+            f"and saved; the same command goes on from there",
+            highlight=False,
+        )
+        raise KeyboardInterrupt
+
+    def _save_if_older_than(self, seconds: float) -> None:
+        if time.monotonic() - self.saved > seconds:
+            self._save()
+
+    def _save(self) -> None:
+        self.state.seconds = self.before + time.monotonic() - self.started
+        self.state.save(self.checkpoint, self.training.identity)
+        self.saved = time.monotonic()
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Within it Ctrl-C waits for the step to end: yields a function that says whether it came.
+
+    A second Ctrl-C is as always. In other threads than the main one signals cannot be caught, and
+    nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    came = False
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal came
+        came = True
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _progress(console: Console) -> Progress:
@@ -149,29 +215,6 @@ def _progress(console: Console) -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
-
-
-def plot_history(history: list[dict[str, float]], path: Path, title: str) -> None:
-    """Draws one panel per recorded number against the optimizer step."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names = [name for name in history[0] if name != "step"] if history else []
-    if not names:
-        return
-    figure, axes = plt.subplots(
-        1, len(names), figsize=(3.2 * len(names), 2.8), squeeze=False, layout="constrained"
-    )
-    for axis, name in zip(axes[0], names, strict=True):
-        axis.plot([row["step"] for row in history], [row[name] for row in history], color="#0072B2")
-        axis.set_xlabel("optimizer step")
-        axis.set_title(name, fontsize=10)
-        axis.grid(alpha=0.3)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def autocast(device: torch.device, enabled: bool) -> Any:

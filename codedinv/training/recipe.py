@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from codedinv.training.recipe_checks import check_backbone, check_head, explained
 
 
 class _Section(BaseModel):
@@ -108,8 +111,8 @@ class Recipe(_Section):
     """One model: data, backbone, head, how each is trained.
 
     Attributes:
-        name: name of the bundle.
-        data: "fashion-mnist" or "mnist" (the layouts of `codedinv.data`).
+        name: name of the bundle: letters, digits, '.', '-' and '_'.
+        data: "fashion-mnist" or "mnist", what is learnt where no folder is given.
         seed: of everything random.
         held_out: share of the training images that no network learns from (see training.images).
         backbone: `kind` ("iresnet", the default, or "resnet") and the fields of its config.
@@ -133,12 +136,20 @@ class Recipe(_Section):
     encoder: EncoderRecipe
     anchors: int = Field(16, gt=0)
 
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError("expected letters, digits, '.', '-' and '_'")
+        return name
+
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """Reads a bundled recipe by name, or any recipe by the path of its TOML file.
 
     Raises:
-        ValueError: no such recipe, broken TOML, or a field that is unknown or out of range.
+        ValueError: no such recipe, broken TOML, or a field that is unknown or out of range; the
+            message names the field, what was expected and what came.
     """
     path = Path(name_or_path)
     if path.suffix == ".toml":
@@ -155,6 +166,13 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
             )
         text = (folder / f"{name_or_path}.toml").read_text()
     try:
-        return Recipe.model_validate(tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
-        raise ValueError(f"recipe {name_or_path}: {error}") from error
+        recipe = Recipe.model_validate(tomllib.loads(text))
+        check_backbone(recipe.backbone)
+        check_head(recipe.head)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"recipe {name_or_path}: not TOML ({error})") from error
+    except ValidationError as error:
+        raise ValueError(f"recipe {name_or_path}: {explained(error, Recipe)}") from None
+    except ValueError as error:
+        raise ValueError(f"recipe {name_or_path}: {error}") from None
+    return recipe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from codedinv.workers.backbone import Backbone, BackboneSpec
+from codedinv.workers.batches import Batching
 from codedinv.workers.breakable import BreakablePool
 from codedinv.workers.pool import (
     Died,
@@ -20,6 +21,7 @@ from codedinv.workers.thread import ThreadPool
 __all__ = [
     "Backbone",
     "BackboneSpec",
+    "Batching",
     "BreakablePool",
     "Died",
     "Dropped",

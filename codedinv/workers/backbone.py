@@ -12,7 +12,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from codedinv.errors import BundleError, CodedInvError
+from codedinv.model.onnx_install import import_onnxruntime
 from codedinv.model.runtimes import Runtime, choose_runtime
+from codedinv.workers.batches import most_at_once
+from codedinv.workers.devices import CPU
 from codedinv.workers.integrity import (
     BACKBONE_FILE,
     ENCODER_FILE,
@@ -22,7 +26,33 @@ from codedinv.workers.integrity import (
 )
 
 Array = NDArray[np.float32]
-Backbone = Callable[[Array], Array]  # (*input) -> (*embedding), one query at a time
+# Queries (B, *input) -> embeddings (B, *embedding). One that does not take as many as a worker may
+# give it says so by an attribute `max_batch`.
+Backbone = Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker runs its models.
+
+    Attributes:
+        device: "cpu", or "cuda:0" and so on.
+        max_batch: queries in a call at most; a GPU keeps memory for so many.
+    """
+
+    device: str = CPU
+    max_batch: int = 1
+
+    @property
+    def providers(self) -> list[Any]:
+        """What ONNX Runtime is to run on; float32 is float32 there too: no TF32."""
+        if self.device == CPU:
+            return ["CPUExecutionProvider"]
+        options = {"device_id": self.device.partition(":")[2], "use_tf32": "0"}
+        return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
+
+
+ON_CPU = Place()
 
 
 @dataclass(frozen=True)
@@ -95,11 +125,12 @@ class BackboneSpec:
             values[name] = tuple(values[name])
         return cls(**values)
 
-    def load(self, backbone: Backbone | None = None) -> Backbone:
+    def load(self, backbone: Backbone | None = None, place: Place = ON_CPU) -> Backbone:
         """Loads the backbone into this process, from files that are those of `hashes`.
 
         Args:
             backbone: of a parity model: the bundle's, if it is loaded already.
+            place: where it is to run.
 
         Raises:
             BundleError: a file is missing, or not the one that was meant.
@@ -108,10 +139,11 @@ class BackboneSpec:
         runtime = choose_runtime(self.runtime)
         with verified(Path(self.folder), runtime, self.hashes, self.parity is not None):
             if backbone is None or self.parity is None:
-                backbone = load_backbone(self.folder, runtime)
+                backbone = load_backbone(self.folder, runtime, place)
             if self.parity is None:
                 return backbone
-            return ParityBackbone(backbone, load_encoder(self.folder, runtime), self.parity)
+            encoder = load_encoder(self.folder, runtime, place)
+            return ParityBackbone(backbone, encoder, self.parity)
 
 
 @dataclass(frozen=True)
@@ -119,8 +151,8 @@ class ParityBackbone:
     """The backbone of a parity query that is made where it is used.
 
     Attributes:
-        backbone: (*input) -> (*embedding).
-        encoder: (k, *input) -> (r, *input).
+        backbone: (B, *input) -> (B, *embedding).
+        encoder: (B, k, *input) -> (B, r, *input).
         parity: which of the r.
     """
 
@@ -129,18 +161,23 @@ class ParityBackbone:
     parity: int
 
     def __call__(self, queries: Array) -> Array:
-        """(k, *input) -> (*embedding).
+        """(B, k, *input) -> (B, *embedding).
 
         Raises:
             ValueError: the encoder's result is not finite; the backbone never sees it.
         """
-        parity = self.encoder(queries)[self.parity]
+        parity = self.encoder(queries)[:, self.parity]
         if not np.isfinite(parity).all():
             raise ValueError("the parity query has NaN or infinite values")
-        return self.backbone(parity)
+        return self.backbone(np.ascontiguousarray(parity))
+
+    @property
+    def max_batch(self) -> int:
+        """What both of its parts take at a time."""
+        return min(most_at_once(self.backbone), most_at_once(self.encoder))
 
 
-def load_all(specs: Mapping[str, BackboneSpec]) -> dict[str, Backbone]:
+def load_all(specs: Mapping[str, BackboneSpec], place: Place = ON_CPU) -> dict[str, Backbone]:
     """Loads the models of a worker, each backbone once, and runs each once: a worker that says it
     is ready has answered.
 
@@ -151,54 +188,97 @@ def load_all(specs: Mapping[str, BackboneSpec]) -> dict[str, Backbone]:
     plain: dict[str, Backbone] = {}  # by folder
     loaded: dict[str, Backbone] = {}
     for name, spec in sorted(specs.items(), key=lambda item: item[1].parity is not None):
-        backbone = loaded[name] = spec.load(plain.get(spec.folder))
+        backbone = loaded[name] = spec.load(plain.get(spec.folder), place)
         if spec.parity is None:
             plain[spec.folder] = backbone
-        got = backbone(np.zeros(spec.query_shape, np.float32)).shape
-        if got != spec.embedding_shape:
-            raise ValueError(f"{name}: expected embeddings {spec.embedding_shape}, got {got}")
+        got = backbone(np.zeros((1, *spec.query_shape), np.float32)).shape
+        if got != (1, *spec.embedding_shape):
+            raise ValueError(f"{name}: expected embeddings {spec.embedding_shape}, got {got[1:]}")
     return loaded
 
 
-def load_backbone(folder: str | Path, runtime: Literal["onnx", "torch"]) -> Backbone:
+def load_backbone(
+    folder: str | Path, runtime: Literal["onnx", "torch"], place: Place = ON_CPU
+) -> Backbone:
     """Loads whatever backbone a folder holds, unverified.
 
     Raises:
         Whatever the runtime raises for a file that is missing or damaged.
     """
-    return _load_onnx(Path(folder)) if runtime == "onnx" else _load_torch(Path(folder))
+    if runtime == "onnx":
+        return _load_onnx(Path(folder) / BACKBONE_FILE, place)
+    model = _load_model(Path(folder))
+    if place.device == CPU:
+        embed: Backbone = model.embed
+        return embed
+    from codedinv.workers.staging import on_cuda
+
+    return on_cuda(model.modules.backbone, place.device, model.input_shape, place.max_batch)
 
 
-def load_encoder(folder: str | Path, runtime: Literal["onnx", "torch"]) -> Callable[[Array], Array]:
-    """Loads the encoder that a folder holds, unverified: (k, *input) -> (r, *input).
+def load_encoder(
+    folder: str | Path, runtime: Literal["onnx", "torch"], place: Place = ON_CPU
+) -> Callable[[Array], Array]:
+    """Loads the encoder that a folder holds, unverified: (B, k, *input) -> (B, r, *input).
 
     Raises:
         Whatever the runtime raises for a file that is missing or damaged.
     """
     if runtime == "onnx":
-        return _load_onnx(Path(folder), ENCODER_FILE)
-    encode = _load_model(Path(folder)).encode
-    return lambda queries: np.asarray(encode(queries[np.newaxis])[0], np.float32)
+        return _load_onnx(Path(folder) / ENCODER_FILE, place)
+    model = _load_model(Path(folder))
+    if place.device == CPU:
+        encode: Backbone = model.encode
+        return encode
+    from codedinv.workers.staging import on_cuda
+
+    group = (model.code.k, *model.input_shape)
+    return on_cuda(model.modules.encoder, place.device, group, place.max_batch)
 
 
-def _load_onnx(folder: Path, file: str = BACKBONE_FILE) -> Backbone:
-    import onnxruntime
+class OnnxBackbone:
+    """A session that is called with queries (B, *input).
 
+    Attributes:
+        max_batch: 1 where the graph's batch axis is fixed; else there is no such attribute.
+
+    Raises:
+        BundleError: it is fixed at another number.
+    """
+
+    def __init__(self, session: Any, path: Path) -> None:
+        self._session = session
+        (query,) = session.get_inputs()
+        self._query = query.name
+        if isinstance(query.shape[0], int):
+            self.max_batch = 1
+            if query.shape[0] != 1:
+                raise BundleError(
+                    f"{path}: expected a batch axis of any length, or of 1, got {query.shape[0]}"
+                )
+
+    def __call__(self, queries: Array) -> Array:
+        (results,) = self._session.run(None, {self._query: queries})
+        return np.asarray(results, np.float32)
+
+
+def _load_onnx(path: Path, place: Place) -> Backbone:
+    onnxruntime = import_onnxruntime()
+    if place.device != CPU and hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # CUDA's libraries out of pip's packages
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     # A spinning thread would take the core that the next worker needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(
-        str(folder / file), options, providers=["CPUExecutionProvider"]
-    )
-    (query,) = (i.name for i in session.get_inputs())
-
-    def backbone(x: Array) -> Array:
-        (result,) = session.run(None, {query: x[np.newaxis]})
-        return np.asarray(result[0], np.float32)
-
-    return backbone
+    session = onnxruntime.InferenceSession(str(path), options, providers=place.providers)
+    if place.device != CPU and "CUDAExecutionProvider" not in session.get_providers():
+        # It would go on without, on the CPU.
+        raise CodedInvError(
+            f"ONNX Runtime found no way to {place.device}: it says above which library it lacks "
+            "(pip install 'codedinv[onnx-gpu]' brings CUDA's)"
+        )
+    return OnnxBackbone(session, path)
 
 
 def _load_model(folder: Path) -> Any:
@@ -208,12 +288,3 @@ def _load_model(folder: Path) -> Any:
 
     torch.set_num_threads(1)
     return CodedModel.load(folder, runtime="torch")
-
-
-def _load_torch(folder: Path) -> Backbone:
-    model = _load_model(folder)
-
-    def backbone(x: Array) -> Array:
-        return np.asarray(model.embed(x[np.newaxis])[0], np.float32)
-
-    return backbone

@@ -19,7 +19,7 @@ import numpy as np
 
 from codedinv.workers.backbone import Array
 
-MOST_SLOTS = 32
+MOST_SLOTS = 128
 _INLINE_BYTES = 64 * 1024  # a larger array is copied faster through shared memory
 _TEXT_LIMIT = 8 * 1024
 _HEADER = struct.Struct("<BBHHIQ")  # kind, is shared, memory slot, model, bytes inline, task

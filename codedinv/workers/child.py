@@ -9,15 +9,17 @@ import contextlib
 import ctypes
 import json
 import os
+import select
 import signal
 import socket
 import sys
 import time
-from collections import OrderedDict
+from functools import partial
 from typing import Any
 
 from codedinv.model.runtimes import choose_runtime
-from codedinv.workers.backbone import Array, BackboneSpec, load_all, load_backbone
+from codedinv.workers.backbone import BackboneSpec, Place, load_all, load_backbone
+from codedinv.workers.batches import Batching, Queue, results_of
 from codedinv.workers.channel import Channel, Kind, Layout, Received
 from codedinv.workers.faults import Faults, FaultyBackbones
 
@@ -34,35 +36,38 @@ def main() -> int:
     embedding_shape = next(iter(specs.values())).embedding_shape
     queries = tuple(spec.query_shape for spec in specs.values())
     layout = Layout(queries, embedding_shape, config["slots"])
+    batching = Batching(*config["batching"])
     memory_fd = config["memory_fd"]
     channel = Channel(socket.socket(fileno=config["fd"]), memory_fd, layout, is_worker=True)
     if memory_fd is not None:
         os.close(memory_fd)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the parent is gone
         try:
-            loaded = load_all(specs)
+            loaded = load_all(specs, Place(config["device"], batching.max_batch))
         except Exception as error:
             channel.send_text(Kind.FATAL, f"{type(error).__name__}: {error}")
             return 1
         backbones = FaultyBackbones(
             loaded, time.sleep, _crash, lambda folder: load_backbone(folder, choose_runtime("auto"))
         )
+        queue: Queue[Received] = Queue(batching, batching.limits(loaded), config["slots"])
         channel.send_text(Kind.READY)
-        Servant(channel, backbones, list(specs), layout.embedding_shape).serve()
+        Servant(channel, backbones, list(specs), layout.embedding_shape, queue).serve()
     return 0
 
 
 class Servant:
-    """Does tasks one after the other.
+    """Does tasks, batch after batch.
 
-    Before each it reads all that has come, so that a cancellation overtakes the tasks that it is
-    about, and a fault those that have not begun.
+    Before each batch it reads all that has come, so that a cancellation overtakes the tasks that it
+    is about, and a fault those that have not begun.
 
     Args:
         channel: to the pool.
         backbones: what to run.
         models: their names, by the index that a task carries.
         embedding_shape: of a result.
+        queue: what waits, empty.
     """
 
     def __init__(
@@ -71,12 +76,13 @@ class Servant:
         backbones: FaultyBackbones,
         models: list[str],
         embedding_shape: tuple[int, ...],
+        queue: Queue[Received],
     ) -> None:
         self._channel = channel
         self._backbones = backbones
         self._models = models
         self._embedding_shape = embedding_shape
-        self._waiting: OrderedDict[int, Received] = OrderedDict()  # by task
+        self._queue = queue
 
     def serve(self) -> None:
         """Works until the end of file.
@@ -85,46 +91,49 @@ class Servant:
             OSError: the pool is gone.
         """
         while self._read_ahead():
-            _, task = self._waiting.popitem(last=False)
-            self._work(task)
+            self._work(*self._queue.take())
 
     def _read_ahead(self) -> bool:
-        """Takes what has come, and waits for a task where there is none; False at end of file."""
+        """Takes what has come until a batch is to begin; False at end of file."""
         while True:
+            wait_s = self._queue.wait_s(time.monotonic())
+            if wait_s:
+                select.select([self._channel.sock], (), (), wait_s)
             try:
-                message = self._channel.receive(wait=not self._waiting)
+                message = self._channel.receive(wait=wait_s is None)
             except BlockingIOError:
-                return True
+                if wait_s == 0.0:
+                    return True
+                continue
             if message is None:
                 return False
-            match message.kind:
-                case Kind.TASK:
-                    self._waiting[message.task] = message
-                case Kind.FAULTS:
-                    self._backbones.faults = Faults.from_json(message.text)
-                case Kind.CANCEL:
-                    task = self._waiting.pop(message.task, None)
-                    if task is not None:  # else it is done
-                        self._channel.send_text(Kind.DROPPED, "", task.task, task.slot)
+            self._take(message)
 
-    def _work(self, message: Received) -> None:
-        try:
-            result = self._run(message)
-        except BaseException as error:  # SystemExit is no reason to leave the others unserved
-            text = f"{type(error).__name__}: {error}"
-            self._channel.send_text(Kind.ERROR, text, message.task, message.slot)
-        else:
-            self._channel.send_array(Kind.RESULT, message.task, message.slot, result)
+    def _take(self, message: Received) -> None:
+        match message.kind:
+            case Kind.TASK:
+                model = self._models[message.model]
+                self._queue.put(message.task, model, message, time.monotonic())
+            case Kind.FAULTS:
+                self._backbones.faults = Faults.from_json(message.text)
+            case Kind.CANCEL:
+                task = self._queue.cancel(message.task)
+                if task is not None:  # else it is done
+                    self._channel.send_text(Kind.DROPPED, "", task.task, task.slot)
 
-    def _run(self, message: Received) -> Array:
-        if message.array is None:
-            raise ValueError("a task without a query")
-        result = self._backbones(self._models[message.model], message.array)
-        if result.shape != self._embedding_shape:
-            raise ValueError(
-                f"backbone: expected an embedding {self._embedding_shape}, got {result.shape}"
-            )
-        return result
+    def _work(self, model: str, batch: list[Received]) -> None:
+        queries = [task.array for task in batch if task.array is not None]
+        results = results_of(partial(self._backbones, model), queries)
+        for task, result in zip(batch, results, strict=True):
+            if not isinstance(result, BaseException) and result.shape != self._embedding_shape:
+                result = ValueError(
+                    f"backbone: expected an embedding {self._embedding_shape}, got {result.shape}"
+                )
+            if isinstance(result, BaseException):
+                text = f"{type(result).__name__}: {result}"
+                self._channel.send_text(Kind.ERROR, text, task.task, task.slot)
+            else:
+                self._channel.send_array(Kind.RESULT, task.task, task.slot, result)
 
 
 def _die_with(parent: int) -> None:

@@ -15,10 +15,13 @@ from codedinv.workers.backbone import Array, Backbone, ParityBackbone
 class Faults:
     """What goes wrong with the tasks of a worker from now on; a restarted worker is sound again.
 
+    A worker that makes batches has them with each call of a backbone: a delay is one for all tasks
+    of a batch, and a crash takes them all. What makes results wrong does so to each by itself.
+
     Attributes:
-        delay_s: every task takes this many seconds longer.
-        hang: the next task never ends.
-        crash: the worker dies on the next task.
+        delay_s: every call takes this many seconds longer.
+        hang: the next call never ends.
+        crash: the worker dies on the next call.
         corrupt: results get Gaussian noise of this size, relative to their own standard deviation.
         error: every task fails with this message, unless it is empty.
         stuck: every result is the one before.
@@ -73,8 +76,8 @@ class FaultyBackbones:
         self._last: dict[str, Array] = {}
         self.faults = Faults()
 
-    def __call__(self, model: str, x: Array) -> Array:
-        """Runs a model on a query (*input) -> (*embedding)."""
+    def __call__(self, model: str, queries: Array) -> Array:
+        """Runs a model on queries (B, *input) -> (B, *embedding)."""
         faults = self.faults
         if faults.crash:
             self._crash()
@@ -85,8 +88,11 @@ class FaultyBackbones:
         if faults.error:
             raise RuntimeError(faults.error)
         if not (faults.stuck and model in self._last):
-            self._last[model] = np.asarray(self._backbone(model, faults)(x), np.float32)
-        return self._falsified(self._last[model], faults)
+            results = np.asarray(self._backbone(model, faults)(queries), np.float32)
+            self._last[model] = results[0 if faults.stuck else -1]
+            if not faults.stuck:
+                return self._falsified(results, faults)
+        return self._falsified(np.stack([self._last[model]] * len(queries)), faults)
 
     def _backbone(self, model: str, faults: Faults) -> Backbone:
         mine = self._backbones[model]
@@ -102,7 +108,12 @@ class FaultyBackbones:
             self._loaded = backbone, self._load(backbone)
         return self._loaded[1]
 
-    def _falsified(self, result: Array, faults: Faults) -> Array:
+    def _falsified(self, results: Array, faults: Faults) -> Array:
+        if not faults.corrupt and faults.flip is None:
+            return results
+        return np.stack([self._falsified_one(result, faults) for result in results])
+
+    def _falsified_one(self, result: Array, faults: Faults) -> Array:
         if faults.corrupt:
             scale = faults.corrupt * (float(result.std()) or 1.0)
             noise = self._random.standard_normal(result.shape).astype(np.float32)

@@ -115,14 +115,16 @@ class FaultInjection(Protocol):
     """Breaking workers on purpose, for demonstrations and tests; any thread may do it.
 
     Faults last until they are taken back or the worker is restarted, and touch the tasks that it
-    has not begun. A worker that is not there is left alone.
+    has not begun. They are of a call: where a worker makes batches, those of one batch share a
+    delay or a crash, and each of their results is made wrong by itself. A worker that is not there
+    is left alone.
     """
 
     def kill(self, worker: int) -> None:
         """Ends a worker with SIGKILL or its like, as if the machine had gone."""
 
     def slow(self, worker: int, delay_s: float) -> None:
-        """Makes every further task of a worker take `delay_s` longer; 0 ends that."""
+        """Makes every further call of a worker take `delay_s` longer; 0 ends that."""
 
     def hang(self, worker: int) -> None:
         """Lets a worker hang on its next task until it is killed."""

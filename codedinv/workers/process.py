@@ -12,15 +12,17 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from codedinv.workers.backbone import Array, Backbone, BackboneSpec
 from codedinv.workers.base import Versions
+from codedinv.workers.batches import ONE_BY_ONE, Batching
 from codedinv.workers.breakable import BreakablePool
 from codedinv.workers.channel import MOST_SLOTS, Kind, Received
+from codedinv.workers.devices import CPU
 from codedinv.workers.pool import Died, Dropped, Message, Ready, Result, TaskError
 from codedinv.workers.starter import Starter
 from codedinv.workers.worker_process import Launch, Version, WorkerProcess, import_path
@@ -34,18 +36,26 @@ class ProcessPool(BreakablePool):
     Args:
         models: what version 0 runs, by name; a bare spec is the model "backbone".
         workers: how many indices there are.
-        in_flight: tasks that a worker has in hand, 32 at most; more may be sent, and wait here.
+        in_flight: tasks that a worker has in hand, 128 at most; more may be sent, and wait here.
+        batching: how workers make batches.
+        devices: of workers 0, 1, ..., gone through again and again, see `choose_devices`.
 
     Raises:
         ValueError: models of different shapes, or a number out of range.
     """
 
     def __init__(
-        self, models: Mapping[str, BackboneSpec] | BackboneSpec, workers: int, in_flight: int = 1
+        self,
+        models: Mapping[str, BackboneSpec] | BackboneSpec,
+        workers: int,
+        in_flight: int = 1,
+        batching: Batching = ONE_BY_ONE,
+        devices: Sequence[str] = (CPU,),
     ) -> None:
         if in_flight < 1:
             raise ValueError(f"in_flight: expected 1 or more, got {in_flight}")
         specs = {"backbone": models} if isinstance(models, BackboneSpec) else models
+        self._batching, self._devices = batching, tuple(devices)
         self._slots = min(in_flight, MOST_SLOTS)
         self._versions = Versions({0: Version.of(specs, self._slots)})
         super().__init__(workers)  # last of all that may fail, for it opens descriptors
@@ -70,7 +80,9 @@ class ProcessPool(BreakablePool):
 
     def start(self, worker: int, generation: int, version: int = 0) -> None:
         self._check(worker)
-        launch = Launch(worker, generation, self._versions[version], self._import_path)
+        models = self._versions[version]
+        device = self._devices[worker % len(self._devices)]
+        launch = Launch(worker, generation, models, self._import_path, self._batching, device)
         old = self._workers[worker]
         if old is not None:
             self._let_go(old)

@@ -64,9 +64,9 @@ class Parcel:
             for name, content in self.files.items():
                 (Path(folder) / name).write_bytes(content)
             backbone = replace(self.spec, folder=folder).load()
-        got = backbone(np.zeros(self.spec.query_shape, np.float32)).shape
-        if got != self.spec.embedding_shape:
-            raise ValueError(f"expected embeddings {self.spec.embedding_shape}, got {got}")
+        got = backbone(np.zeros((1, *self.spec.query_shape), np.float32)).shape
+        if got != (1, *self.spec.embedding_shape):
+            raise ValueError(f"expected embeddings {self.spec.embedding_shape}, got {got[1:]}")
         return backbone
 
 
@@ -87,7 +87,8 @@ class BackboneActor:
 
     def run(self, model: str, query: Array) -> Array:
         """One task: (*input) -> (*embedding)."""
-        return self._backbones(model, query)
+        (result,) = self._backbones(model, query[np.newaxis])
+        return np.asarray(result)
 
     def live(self) -> None:
         """Never returns: the one who waits for it is told of the actor's end by Ray."""

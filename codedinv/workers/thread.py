@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from codedinv.model.runtimes import choose_runtime
 from codedinv.workers.backbone import Array, Backbone, load_backbone
 from codedinv.workers.base import MailboxPool, Versions
+from codedinv.workers.batches import MOST_IN_A_BATCH, ONE_BY_ONE, Batching, Queue, results_of
 from codedinv.workers.breakable import BreakablePool
 from codedinv.workers.faults import FaultyBackbones
 from codedinv.workers.pool import Died, Dropped, Message, Ready, Result, TaskError
@@ -30,6 +31,7 @@ class _Worker:
     Args:
         index, generation: which.
         models: what it runs, by name.
+        queue: what waits, empty.
         say: takes its messages, from any thread.
     """
 
@@ -38,6 +40,7 @@ class _Worker:
         index: int,
         generation: int,
         models: Mapping[str, Backbone],
+        queue: Queue[tuple[int, Array]],
         say: Callable[[Message], None],
     ) -> None:
         self.index = index
@@ -51,7 +54,7 @@ class _Worker:
         )
         self._say = say
         self._changed = threading.Condition()  # of the three below
-        self._tasks: OrderedDict[int, tuple[str, Array]] = OrderedDict()
+        self._queue = queue
         self._is_killed = False
         self._is_paused = False
         self._thread = threading.Thread(
@@ -64,7 +67,7 @@ class _Worker:
             if self._is_killed:
                 return  # its death is told already
             if model in self._models:
-                self._tasks[task] = model, query
+                self._queue.put(task, model, (task, query), time.monotonic())
                 self._changed.notify_all()
             else:
                 reason = f"model: expected one of {list(self._models)}, got {model!r}"
@@ -72,7 +75,7 @@ class _Worker:
 
     def cancel(self, task: int) -> None:
         with self._changed:
-            if not self._is_killed and self._tasks.pop(task, None) is not None:
+            if not self._is_killed and self._queue.cancel(task) is not None:
                 self._say(Dropped(self.index, self.generation, task))
 
     def kill(self, reason: str | None) -> None:
@@ -96,25 +99,28 @@ class _Worker:
         try:
             self._tell(Ready(self.index, self.generation))
             while True:
-                self._tell(self._work(*self._next()))
+                self._work(*self._next())
         except _Killed:
             self.kill("crashed")  # unless it is known already
 
-    def _next(self) -> tuple[int, str, Array]:
+    def _next(self) -> tuple[str, list[tuple[int, Array]]]:
         with self._changed:
-            self._wait(lambda: bool(self._tasks))
-            task, (model, query) = self._tasks.popitem(last=False)
-            return task, model, query
+            while True:
+                self._wait(lambda: bool(len(self._queue)))
+                wait_s = self._queue.wait_s(time.monotonic())
+                if not wait_s:
+                    return self._queue.take()
+                self._changed.wait(wait_s)
 
-    def _work(self, task: int, model: str, query: Array) -> Message:
-        try:
-            result = np.array(self.backbones(model, query), np.float32)
-        except _Killed:
-            raise
-        except BaseException as error:  # a thread that SystemExit ended would be missed by nobody
-            reason = f"{type(error).__name__}: {error}"
-            return TaskError(self.index, self.generation, task, reason)
-        return Result(self.index, self.generation, task, result)
+    def _work(self, model: str, batch: list[tuple[int, Array]]) -> None:
+        queries = [query for _, query in batch]
+        results = results_of(partial(self.backbones, model), queries, (_Killed,))
+        for (task, _), result in zip(batch, results, strict=True):
+            origin = self.index, self.generation, task
+            if isinstance(result, BaseException):
+                self._tell(TaskError(*origin, f"{type(result).__name__}: {result}"))
+            else:
+                self._tell(Result(*origin, np.array(result, np.float32)))
 
     def _tell(self, message: Message) -> None:
         with self._changed:
@@ -140,16 +146,26 @@ class ThreadPool(MailboxPool, BreakablePool):
     """A `Pool` of threads.
 
     Args:
-        models: what version 0 runs, by name, each (*input) -> (*embedding) and called from several
-            threads at once; a bare callable is the model "backbone".
+        models: what version 0 runs, by name, each (B, *input) -> (B, *embedding) and called from
+            several threads at once; a bare callable is the model "backbone".
         workers: how many indices there are.
+        in_flight: tasks that a worker is given at a time; None: any number.
+        batching: how workers make batches.
 
     Raises:
         ValueError: no models, or no workers.
         TypeError: a model that cannot be called.
     """
 
-    def __init__(self, models: Mapping[str, Backbone] | Backbone, workers: int) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, Backbone] | Backbone,
+        workers: int,
+        in_flight: int | None = None,
+        batching: Batching = ONE_BY_ONE,
+    ) -> None:
+        self._batching = batching
+        self._capacity = 2 * MOST_IN_A_BATCH if in_flight is None else in_flight
         first = models if isinstance(models, Mapping) else {"backbone": models}
         self._versions = Versions({0: _checked(first)})
         super().__init__(workers)  # last of all that may fail, for it opens descriptors
@@ -170,8 +186,10 @@ class ThreadPool(MailboxPool, BreakablePool):
         if old is not None:
             old.kill(None)
         self._wanted[worker] = generation
+        limits = self._batching.limits(models)
+        queue: Queue[tuple[int, Array]] = Queue(self._batching, limits, self._capacity)
         try:
-            self._workers[worker] = _Worker(worker, generation, models, self._say)
+            self._workers[worker] = _Worker(worker, generation, models, queue, self._say)
         except RuntimeError as error:  # no more threads
             self._workers[worker] = None
             self._say(Died(worker, generation, f"could not be started: {error}"))

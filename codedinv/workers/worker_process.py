@@ -10,11 +10,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 from codedinv.errors import CodedInvError
 from codedinv.workers.backbone import BackboneSpec
+from codedinv.workers.batches import ONE_BY_ONE, Batching
 from codedinv.workers.channel import Channel, Layout, create_memory
+from codedinv.workers.devices import CPU
 from codedinv.workers.faults import Faults
 from codedinv.workers.outbox import Outbox
 
@@ -65,12 +67,16 @@ class Launch:
         index, generation: which.
         version: what it runs.
         import_path: PYTHONPATH.
+        batching: how it makes batches.
+        device: where it runs.
     """
 
     index: int
     generation: int
     version: Version
     import_path: str
+    batching: Batching = ONE_BY_ONE
+    device: str = CPU
 
 
 class WorkerProcess:
@@ -162,6 +168,8 @@ def _run_child(launch: Launch, fd: int, memory_fd: int | None) -> subprocess.Pop
         "fd": fd,
         "memory_fd": memory_fd,
         "slots": launch.version.layout.slots,
+        "batching": astuple(launch.batching),
+        "device": launch.device,
         "parent": os.getpid(),
         "specs": {name: spec.to_json() for name, spec in launch.version.specs.items()},
     }

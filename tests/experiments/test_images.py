@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from codedinv import data
-from codedinv.experiments.images import learnt_data, load_images, load_test_images
+from codedinv.experiments.images import learnt_data, load_examples, load_test_images
 
 
 def model_of(outputs: int = 10, shape: tuple[int, ...] = (1, 28, 28), **provenance: Any) -> Any:
@@ -40,13 +40,13 @@ def test_a_models_own_folder_is_used_without_being_asked_for(bars: Path) -> None
     assert found.queries.shape == (12, 1, 28, 28)
     assert found.class_names[:3] == ("class 0", "class 1", "class 2")
     assert str(bars) in found.source
-    assert len(load_images(model, "train", None)[0]) == 30
+    assert len(load_examples(model, "train", None)) == 30
 
 
 def test_a_folder_that_is_given_goes_before_the_models_own(bars: Path) -> None:
     model = model_of(data_set="gone", data_folder="/no/such/folder", classes=3)
     assert len(load_test_images(model, bars).queries) == 12
-    with pytest.raises(FileNotFoundError, match="--data: mine has learnt the images in /no/such"):
+    with pytest.raises(FileNotFoundError, match="--data: mine has learnt the data in /no/such"):
         load_test_images(model, None)
 
 

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from codedinv.experiments import view as view_module
+from codedinv.experiments.tally import Tally
 from codedinv.experiments.traffic import Answer, Record
 from codedinv.experiments.view import LiveView, Tile, finite
 
@@ -30,7 +31,12 @@ def shown_by_a_view(terminal: bool) -> str:
     console = Console(file=text, force_terminal=terminal, width=120)
     record = record_of("exact", "exact", "reconstructed", None)
     stats = SimpleNamespace(workers=("ready", "starting", "busy"))
-    with LiveView("coded", record, np.array([1, 0, 1, 1]), lambda: stats, console) as view:
+    labels = np.array([1, 0, 1, 1])
+
+    def tally() -> Tally:
+        return Tally.of(record.answers(), labels)
+
+    with LiveView("coded", record.count, tally, lambda: stats, console) as view:
         view.event(1, "SIGKILL")
         time.sleep(0.05)
     return text.getvalue()

@@ -20,6 +20,8 @@ import httpx
 import numpy as np
 import yaml
 
+from codedinv.model.folder import _checksum
+
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 90.0
 
@@ -174,6 +176,21 @@ def infer_body(x: Any, **more: Any) -> dict[str, Any]:
         "data": x.ravel().tolist(),
     }
     return {"inputs": [tensor], **more}
+
+
+def rename_task(folder: Path, old: str, new: str) -> Path:
+    """Lets a bundle call one of its tasks otherwise."""
+    file = folder / "bundle.json"
+    manifest = json.loads(file.read_text())
+    for tasks in (manifest["tasks"], manifest["architecture"]["heads"]):
+        tasks[new] = tasks.pop(old)
+    files = manifest["files"]
+    files[f"head_{new}.onnx"] = files.pop(f"head_{old}.onnx")
+    (folder / f"head_{old}.onnx").rename(folder / f"head_{new}.onnx")
+    del manifest["checksum"]
+    manifest["checksum"] = _checksum(manifest)
+    file.write_text(json.dumps(manifest))
+    return folder
 
 
 def copy_bundle(name: str, folder: Path) -> Path:

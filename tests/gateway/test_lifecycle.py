@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import ssl
@@ -24,6 +26,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from codedinv.oip import InferRequest, Tensor, grpc_codec
 from codedinv.oip.messages import Stub, message
+from tests.certificates import Authority
 from tests.gateway.conftest import BUNDLE
 from tests.gateway.servers import (
     ROOT,
@@ -31,6 +34,7 @@ from tests.gateway.servers import (
     copy_bundle,
     get,
     infer_body,
+    rename_task,
     running_gateway,
     start_gateway,
     wait_until,
@@ -47,6 +51,7 @@ class Traffic:
         self._url = f"{gateway.url}/v2/models/{model}/infer"
         self._over = threading.Event()
         self.statuses: list[int] = []
+        self.answers: list[dict[str, Any]] = []
         self.errors: list[str] = []
         self._threads = [threading.Thread(target=self._ask) for _ in range(threads)]
 
@@ -54,7 +59,9 @@ class Traffic:
         with httpx.Client(timeout=60) as client:
             while not self._over.is_set():
                 try:
-                    self.statuses.append(client.post(self._url, json=infer_body(X)).status_code)
+                    answer = client.post(self._url, json=infer_body(X))
+                    self.statuses.append(answer.status_code)
+                    self.answers.append(answer.json())
                 except httpx.HTTPError as error:
                     self.errors.append(repr(error))
                     return
@@ -236,6 +243,70 @@ def test_a_reload_loses_no_query(tmp_path: Path, how: str) -> None:
         assert traffic.errors == []
 
 
+def test_queries_are_answered_by_the_model_that_they_were_asked_of(tmp_path: Path) -> None:
+    """Though the next one has other tasks."""
+    folder = copy_bundle(BUNDLE, tmp_path / "bundle")
+    models = [{"model": str(folder), "name": "fashion", "workers": 2}]
+    with running_gateway(tmp_path / "gateway", {"models": models}) as running:
+        before = running.ready["models"]["fashion"]
+        with Traffic(running, 2, "fashion") as traffic:
+            wait_until(lambda: len(traffic.answers) > 5)
+            rename_task(folder, "label", "garment")
+            path = f"{running.url}/v2/repository/models/fashion/load"
+            assert httpx.post(path, timeout=60).status_code == 200
+            so_far = len(traffic.answers)
+            wait_until(lambda: len(traffic.answers) > so_far + 5)
+        after = version(running)
+        assert set(traffic.statuses) == {200}
+        assert traffic.errors == []
+        tasks = {(a["model_version"], *(o["name"] for o in a["outputs"])) for a in traffic.answers}
+        assert tasks == {(before, "label"), (after, "garment")}
+        assert get(running, "/v2/models/fashion").json()["outputs"][0]["name"] == "garment"
+
+
+def test_statistics_agree_on_how_many_were_asked(tmp_path: Path) -> None:
+    """Also after the model has come again: what the gateway asks itself to warm up is no query."""
+    with running_gateway(tmp_path, ONE_WORKER) as running:
+
+        def counts() -> tuple[int, int]:
+            (found,) = get(running, f"/v2/models/{BUNDLE}/stats").json()["model_stats"]
+            return found["inference_stats"]["queue"]["count"], found["inference_count"]
+
+        assert counts() == (0, 0)
+        infer(running)
+        assert counts() == (2, 2)
+        for what in ("unload", "load"):
+            path = f"{running.url}/v2/repository/models/{BUNDLE}/{what}"
+            assert httpx.post(path, timeout=60).status_code == 200
+            assert counts() == (2, 2)
+        infer(running)
+        assert counts() == (4, 4)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_curl_of_the_documentation_works_as_typed(gateway: Gateway) -> None:
+    text = (ROOT / "docs" / "gateway.md").read_text()
+    (command,) = re.findall(r"```bash\n(curl .*?)```", text, re.DOTALL)
+    typed = command.replace("http://127.0.0.1:8000", gateway.url)
+    said = subprocess.run(["sh", "-c", typed], capture_output=True, text=True, check=True).stdout
+    answer = json.loads(said)
+    assert answer["parameters"]["source"] == "exact"
+    assert answer["outputs"][0]["shape"] == [1, 10]
+
+
+def test_a_signal_does_not_load_what_was_unloaded(tmp_path: Path) -> None:
+    models = [{"model": BUNDLE, "workers": 1}, {"model": BUNDLE, "name": "b", "workers": 1}]
+    with running_gateway(tmp_path, {"models": models}) as running:
+        unload = f"{running.url}/v2/repository/models/b/unload"
+        assert httpx.post(unload, timeout=60).status_code == 200
+        running.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "reloaded" in [line["message"] for line in running.lines()])
+        assert infer(running, "b").status_code == 503
+        load = f"{running.url}/v2/repository/models/b/load"
+        assert httpx.post(load, timeout=60).status_code == 200
+        assert infer(running, "b").status_code == 200
+
+
 def test_many_reloads_asked_for_at_once_are_few_and_hold_up_no_end(tmp_path: Path) -> None:
     with running_gateway(tmp_path, ONE_WORKER) as running:
         for _ in range(20):
@@ -300,20 +371,10 @@ def test_a_token_over_grpc(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ca, server and client, PEM files of a day."""
-    folder = tmp_path_factory.mktemp("tls")
-
-    def run(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=folder)
-
-    new = ("req", "-newkey", "rsa:2048", "-nodes", "-days", "1")
-    run(*new, "-x509", "-subj", "/CN=ca", "-keyout", "ca.key", "-out", "ca.pem")
-    (folder / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost")
-    for name in ("server", "client"):
-        run(*new, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
-        signed = ("x509", "-req", "-days", "1", "-CA", "ca.pem", "-CAkey", "ca.key")
-        run(*signed, "-CAcreateserial", "-extfile", "names", "-in", f"{name}.csr",
-            "-out", f"{name}.pem")  # fmt: skip
-    return folder
+    authority = Authority(tmp_path_factory.mktemp("tls"))
+    authority.sign("server")
+    authority.sign("client")
+    return authority.folder
 
 
 @pytest.mark.parametrize(

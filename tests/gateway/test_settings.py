@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from codedinv.gateway import load_settings
+from codedinv.workers.oip import Security
+from tests.certificates import Authority
 
 MODELS = [{"model": "fashion-mnist"}]
 
@@ -43,6 +45,17 @@ def test_workers_may_be_addresses(tmp_path: Path) -> None:
     assert load_settings({}, file).models[0].workers == tuple(addresses)
 
 
+def test_workers_may_ask_for_certificates_and_a_token(tmp_path: Path) -> None:
+    workers = ["grpcs://127.0.0.1:8001"]
+    certificate, key = Authority(tmp_path).sign("gateway")
+    files = {"ca": tmp_path / "ca.pem", "certificate": certificate, "key": key}
+    security = {name: str(file) for name, file in files.items()} | {"token": "a-secret"}
+    models = [{"model": "fashion-mnist", "workers": workers, "security": security}]
+    settings = load_settings({}, write(tmp_path, models=models))
+    assert settings.models[0].security_of_workers == Security(**files, token="a-secret")
+    assert "a-secret" not in repr(settings)
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -69,6 +82,22 @@ def test_workers_may_be_addresses(tmp_path: Path) -> None:
             r"tls_certificate: no such file: nowhere",
         ),
         ({"tls_client_ca": "nowhere"}, r"tls_client_ca: expected with"),
+        (
+            {"models": [{"model": "a", "workers": 2, "security": {"token": "secret"}}]},
+            r"models\.0: .*security: expected with workers that are addresses",
+        ),
+        *(
+            ({"models": [{"model": "a", "workers": ["grpcs://h:1"], "security": security}]}, said)
+            for security, said in (
+                ({"ca": "nowhere"}, r"models\.0: .*security: ca: no such file: nowhere"),
+                ({"key": "nowhere"}, r"models\.0: .*certificate and key: expected both"),
+                ({"cert": "nowhere"}, r"models\.0\.security\.cert: no such setting"),
+            )
+        ),
+        (
+            {"max_body_bytes": 4096, "max_total_body_bytes": 2048},
+            r"max_total_body_bytes: expected at least max_body_bytes, 4096, got 2048",
+        ),
         ({"drain_timeout_s": 0}, r"drain_timeout_s: .*greater than 0"),
         ({"drain_delay_s": float("inf")}, r"drain_delay_s: .*finite"),
     ],

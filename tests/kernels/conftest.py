@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from codedinv.kernels.testing import poisoned_memory
 
 if not torch.cuda.is_available():

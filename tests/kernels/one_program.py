@@ -17,9 +17,10 @@ from typing import Any
 os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
-from codedinv.kernels import inversion, launch, residual
 from torch import Tensor
 from triton.runtime.interpreter import interpreter_builder
+
+from codedinv.kernels import inversion, launch, residual
 
 torch.set_num_threads(1)
 

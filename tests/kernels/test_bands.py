@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
+import codedinv
 from codedinv.kernels import reference, tuning
 from codedinv.kernels.packing import pack
 from codedinv.kernels.testing import DEVICE, ERROR_LIMIT, cast, draw_blocks, draw_images
 from codedinv.kernels.testing import relative_error as error_of
 from codedinv.kernels.tuning import Stage
-from torch import Tensor
-
-import codedinv
 
 # Three bands of a 7x7 image: 3, 3 and 1 rows.
 STAGE = Stage(4, 7, 7, 32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from codedinv.kernels import invert, invert_detailed, reachable_tolerance, reference, tuning
 from codedinv.kernels.packing import pack
 from codedinv.kernels.testing import (

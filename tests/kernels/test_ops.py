@@ -10,13 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
+
+from codedinv import kernels
 from codedinv.kernels import reference, streams
 from codedinv.kernels.packing import PackCache, pack
 from codedinv.kernels.testing import DEVICE, cast, draw_blocks, draw_images, relative_error
 from codedinv.kernels.tuning import Stage
-from torch import Tensor
-
-from codedinv import kernels
 
 SMALL = Stage(4, 4, 4, 16)
 

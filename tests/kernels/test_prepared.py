@@ -8,11 +8,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
+
 from codedinv.kernels import invert_detailed, operators, prepare, reference, tuning
 from codedinv.kernels.reference import Block
 from codedinv.kernels.testing import DEVICE, cast, draw_blocks, draw_images, relative_error
 from codedinv.kernels.tuning import DTYPES, STAGES, Card, Stage
-from torch import Tensor
 
 STAGE = Stage(4, 4, 4, 16)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from codedinv.kernels import reference, residual_block, residual_blocks, tuning
 from codedinv.kernels.packing import pack
 from codedinv.kernels.testing import (

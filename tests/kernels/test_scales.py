@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
 from codedinv.kernels import invert_detailed, reference, residual_blocks
 from codedinv.kernels.reference import Block
 from codedinv.kernels.testing import (
@@ -15,7 +17,6 @@ from codedinv.kernels.testing import (
     relative_error,
 )
 from codedinv.kernels.tuning import STAGES, Stage
-from torch import Tensor
 
 SMALL = Stage(4, 7, 7, 32)
 TINY = Stage(4, 4, 4, 16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from codedinv.kernels import power_iteration, reference
 from codedinv.kernels.testing import DEVICE, relative_error
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
 from codedinv.kernels import gate, tuning
 from codedinv.kernels.shapes import LARGEST_TILE
 from codedinv.kernels.tuning import DTYPES, STAGES, Card, Stage

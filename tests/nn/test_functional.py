@@ -8,10 +8,10 @@ import sys
 
 import pytest
 import torch
+
 from codedinv.kernels import reference
 from codedinv.kernels.testing import cast, draw_blocks, draw_images, relative_error
 from codedinv.kernels.tuning import Stage
-
 from codedinv.nn import functional
 
 SMALL = Stage(4, 4, 4, 16)

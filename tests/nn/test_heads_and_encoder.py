@@ -7,6 +7,22 @@ import torch
 
 from codedinv.coding import Code
 from codedinv.nn import Encoder, EncoderConfig, build_encoder, build_head, macs
+from codedinv.nn.encoder import PatchConv2d
+
+
+@pytest.mark.parametrize(
+    ("channels", "patch", "sides"), [(1, 4, (28, 28)), (3, 2, (8, 12)), (2, 1, (5, 6))]
+)
+def test_a_convolution_of_patches_is_one_of_pixels(
+    channels: int, patch: int, sides: tuple[int, int]
+) -> None:
+    """The layer that reads the queries never makes patches, and gives what it would of them."""
+    layer = PatchConv2d(channels, 7, patch)
+    x = torch.randn(5, channels, *sides)
+    patches = torch.nn.functional.pixel_unshuffle(x, patch)
+    expected = torch.nn.functional.conv2d(patches, layer.weight, layer.bias, padding=1)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+    assert macs(layer, x[:1]) == expected[0].numel() * layer.weight[0].numel()
 
 
 def _encoder(code: Code, **changes: int) -> Encoder:

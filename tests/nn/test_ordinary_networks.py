@@ -12,8 +12,8 @@ from codedinv.nn import (
     SeparableNet,
     build_backbone,
     build_light,
+    light_for,
     macs,
-    widest_separable,
 )
 
 SMALL = ResNetConfig(
@@ -50,8 +50,7 @@ def test_an_impossible_resnet_is_refused_by_field(
 
 @pytest.mark.parametrize("budget", [3e4, 6e5])
 def test_a_light_model_is_the_widest_that_its_budget_pays(budget: float) -> None:
-    arguments = ((1, 28, 28), 10, (0.3,), (0.4,))
-    light = widest_separable(budget, *arguments)
+    light = light_for((1, 28, 28), 10, budget, (0.3,), (0.4,))
     x = torch.zeros(1, 1, 28, 28)
     wider = {**light.config_dict(), "width": light.config_dict()["width"] + 1}
     assert macs(light, x) <= budget < macs(build_light(wider), x)
@@ -59,7 +58,7 @@ def test_a_light_model_is_the_widest_that_its_budget_pays(budget: float) -> None
 
 def test_a_budget_too_small_for_any_light_model_is_refused() -> None:
     with pytest.raises(ValueError, match="budget"):
-        widest_separable(10, (1, 28, 28), 10, (0.3,), (0.4,))
+        light_for((1, 28, 28), 10, 10)
 
 
 def test_the_temperature_divides_the_logits_and_is_saved_with_the_weights() -> None:

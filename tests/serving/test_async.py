@@ -187,3 +187,35 @@ def test_an_async_server_gives_up_its_queries_on_an_error_in_the_block(
     with pytest.raises(KeyError, match="mine"):
         asyncio.run(main())
     wait_until(lambda: engine_threads() == [])
+
+
+def test_a_query_of_the_loops_own_rings_no_bell(linear: LinearModel) -> None:
+    async def main() -> int:
+        policy = Policy(deadline_s=None)
+        async with CodedServer(linear, backend="thread", scheme="uncoded", policy=policy) as server:
+            await server.predict_async(linear.queries(1))
+            rings = 0
+            ring = server.pool.wake
+
+            def counted() -> None:
+                nonlocal rings
+                rings += 1
+                ring()
+
+            server.pool.wake = counted
+            await server.predict_async(linear.queries(20))
+            return rings
+
+    assert asyncio.run(main()) == 0
+
+
+def test_what_was_asked_in_the_loops_last_round_is_answered_elsewhere(linear: LinearModel) -> None:
+    async def main() -> Any:
+        server = CodedServer(linear, backend="thread")
+        await server.__aenter__()
+        return server, server.submit(linear.queries(1)[0])  # and the loop ends
+
+    server, future = asyncio.run(main())
+    with server:
+        wait_until(lambda: not server.closed and (server.stats(), future.done())[1])
+        check_answers([future.result()], linear.outputs(linear.queries(1)))

@@ -139,6 +139,15 @@ def test_a_model_of_another_shape_is_refused(serve: Serve, linear: LinearModel) 
     assert server.model is linear
 
 
+def test_a_model_of_other_tasks_is_refused(serve: Serve, linear: LinearModel) -> None:
+    other = other_model()
+    other.heads = {"label": other.classifier, "kind": other.counter}
+    server = serve()
+    with pytest.raises(ValueError, match=r"tasks and outputs .*'count'.*got .*'kind'"):
+        server.reload(other)
+    check_answers([server.predict(linear.queries(1)[0])], linear.outputs(linear.queries(1)))
+
+
 def test_a_server_with_a_scheme_of_the_callers_needs_one_for_the_new_model(
     serve: Serve, linear: LinearModel
 ) -> None:

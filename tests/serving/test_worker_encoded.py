@@ -138,13 +138,13 @@ def test_models_of_different_queries_share_a_wire(small_bundle: Path, in_flight:
 
 def test_an_encoder_that_gives_no_finite_parity_fails_its_task_alone() -> None:
     def broken(queries: Array) -> Array:
-        return np.full((1, *queries.shape[1:]), np.nan, np.float32)
+        return np.full((len(queries), 1, *queries.shape[2:]), np.nan, np.float32)
 
     def never(x: Array) -> Array:
         raise AssertionError("the backbone must not see it")
 
     with pytest.raises(ValueError, match="NaN or infinite"):
-        ParityBackbone(never, broken, 0)(np.zeros((4, 1, 28, 28), np.float32))
+        ParityBackbone(never, broken, 0)(np.zeros((1, 4, 1, 28, 28), np.float32))
 
 
 def test_an_impostors_backbone_is_run_behind_the_encoder(small_bundle: Path) -> None:

@@ -13,7 +13,7 @@ from codedinv.data import write_idx
 from codedinv.training.augment import augmented, random_erase, random_flip, random_shift
 from codedinv.training.draws import GroupDraw
 from codedinv.training.fixed import FixedClassifier
-from codedinv.training.images import LabelledImages, load_training_images
+from codedinv.training.learnt import LabelledQueries, load_training_queries
 from codedinv.training.light import best_temperature
 from codedinv.training.recipe import Recipe
 
@@ -41,19 +41,19 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_no_network_learns_from_a_held_out_image(folder: Path) -> None:
-    learnt, held_out = load_training_images(recipe(held_out=0.25), folder)
-    numbers = [part.images[:, 0, 0].tolist() for part in (learnt, held_out)]
+    learnt, held_out = load_training_queries(recipe(held_out=0.25), folder)
+    numbers = [part.inputs[:, 0, 0, 0].tolist() for part in (learnt, held_out)]
     assert (len(numbers[0]), len(numbers[1])) == (30, 10)
     assert sorted(numbers[0] + numbers[1]) == list(range(40))
     for part in (learnt, held_out):
-        assert part.labels.tolist() == (part.images[:, 0, 0] % 10).tolist()
+        assert part.labels.tolist() == (part.inputs[:, 0, 0, 0] % 10).tolist()
 
 
 def test_the_same_images_are_held_out_at_every_step_of_training(folder: Path) -> None:
-    first, second = (load_training_images(recipe(), folder)[1] for _ in range(2))
-    other = load_training_images(recipe(seed=1), folder)[1]
-    assert torch.equal(first.images, second.images)
-    assert not torch.equal(first.images, other.images)
+    first, second = (load_training_queries(recipe(), folder)[1] for _ in range(2))
+    other = load_training_queries(recipe(seed=1), folder)[1]
+    assert torch.equal(first.inputs, second.inputs)
+    assert not torch.equal(first.inputs, other.inputs)
 
 
 def test_a_flip_mirrors_about_half_of_the_images() -> None:
@@ -100,11 +100,11 @@ def test_kept_embeddings_are_used_for_the_same_backbone_and_images_only(tmp_path
             Counting.seen += len(x)
             return self.factor * x
 
-    images = torch.arange(40 * 6, dtype=torch.uint8).reshape(40, 2, 3)
-    learnt = LabelledImages(images, torch.zeros(40, dtype=torch.long))
-    others = LabelledImages(images.flip(0), learnt.labels)
+    images = torch.arange(40 * 6, dtype=torch.uint8).reshape(40, 1, 2, 3)
+    learnt = LabelledQueries(images, torch.zeros(40, dtype=torch.long))
+    others = LabelledQueries(images.flip(0), learnt.labels)
 
-    def embed(factor: float, of: LabelledImages) -> tuple[torch.Tensor, int]:
+    def embed(factor: float, of: LabelledQueries) -> tuple[torch.Tensor, int]:
         Counting.seen = 0
         fixed = FixedClassifier(Counting(factor), nn.Identity())
         return fixed.embeddings(of, tmp_path / "embeddings.pt"), Counting.seen
@@ -143,12 +143,12 @@ def test_alike_groups_use_every_image_of_every_class() -> None:
 
 def test_the_temperature_undoes_logits_that_are_too_sure() -> None:
     generator = torch.Generator().manual_seed(5)
-    pixels = torch.randint(0, 256, (4000, 1, 5), generator=generator, dtype=torch.uint8)
-    honest = 4 * pixels[:, 0].float() / 255
+    pixels = torch.randint(0, 256, (4000, 1, 1, 5), generator=generator, dtype=torch.uint8)
+    honest = 4 * pixels[:, 0, 0].float() / 255
     labels = torch.multinomial(honest.softmax(1), 1, generator=generator)[:, 0]
 
     class TooSure(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return 3 * (4 * x.flatten(1))
 
-    assert best_temperature(TooSure(), LabelledImages(pixels, labels)) == pytest.approx(3, rel=0.1)
+    assert best_temperature(TooSure(), LabelledQueries(pixels, labels)) == pytest.approx(3, rel=0.1)

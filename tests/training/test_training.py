@@ -29,7 +29,7 @@ from codedinv.training import (
 )
 from codedinv.training.classifier import build_classifier
 from codedinv.training.encoder import build_recipe_encoder
-from codedinv.training.images import LabelledImages, load_training_images
+from codedinv.training.learnt import LabelledQueries, load_training_queries
 from codedinv.training.lessons import teacher_answers
 from codedinv.training.light import build_recipe_light
 
@@ -168,11 +168,11 @@ def test_a_light_model_learns_from_the_classifier_within_its_budget(
 
 @pytest.fixture(scope="module")
 def mislabelled(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same images, every training image labelled 0."""
+    """The same images, the training images' labels without regard to what they show."""
     folder = tmp_path_factory.mktemp("mislabelled")
     for file in data.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    _write_idx(folder / "train-labels-idx1-ubyte", np.zeros(800, np.uint8))
+    _write_idx(folder / "train-labels-idx1-ubyte", (np.arange(800) % 10).astype(np.uint8))
     return folder
 
 
@@ -194,8 +194,8 @@ def test_classifier_and_light_model_learn_from_a_bundles_answers_what_no_label_t
 
 
 def test_a_teacher_of_other_classes_is_refused(classifier: Path, data: Path) -> None:
-    learnt, _ = load_training_images(_recipe(classifier.parent), data)
-    few = LabelledImages(learnt.images[:2], learnt.labels[:2])
+    learnt, _ = load_training_queries(_recipe(classifier.parent), data)
+    few = LabelledQueries(learnt.inputs[:2], learnt.labels[:2])
     with pytest.raises(ValueError, match=r"expected a model of 3 classes, got 'fashion-mnist'"):
         teacher_answers("fashion-mnist", few, 3)
 
@@ -281,7 +281,7 @@ def test_a_run_does_not_go_on_from_another_networks_checkpoint(data: Path, tmp_p
     short = ("epochs = 6", "epochs = 1")
     fit_classifier(_recipe(tmp_path, short), tmp_path, data)
     other = _recipe(tmp_path, short, ("hidden = 8", "hidden = 16"))
-    with pytest.raises(ValueError, match="another network; to start anew: --fresh"):
+    with pytest.raises(ValueError, match=r"backbone.stages was .* to start anew: --fresh"):
         fit_classifier(other, tmp_path, data)
     fit_classifier(other, tmp_path, data, resume=False)
 

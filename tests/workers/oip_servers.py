@@ -6,10 +6,13 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -34,6 +37,7 @@ class OipServer:
         identity: of the request that answers say they belong to; empty: they say nothing.
         stated_bytes: that the bodies of HTTP answers to requests are said to have, after which the
             connection is closed; None: what they have.
+        traces: `traceparent` of requests, where they had one.
         arrived: requests; begun: those whose turn came; cancelled: those called off before.
     """
 
@@ -52,6 +56,7 @@ class OipServer:
         self.falsify: Callable[[np.ndarray], np.ndarray] = lambda embeddings: embeddings
         self.identity = ""
         self.stated_bytes: int | None = None
+        self.traces: list[str] = []
         self.arrived = self.begun = self.cancelled = 0
         self._turn = threading.Lock()
 
@@ -80,18 +85,34 @@ def tensor(name: str, shape: list[int], datatype: str = "FP32") -> dict[str, Any
     return {"name": name, "datatype": datatype, "shape": shape}
 
 
+@dataclass(frozen=True)
+class ServerTls:
+    """Files of a server: its pair, and the authority whose clients alone it lets in, if any."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+
 class GrpcServer(OipServer):
     """Over gRPC; `port` 0 takes a free one."""
 
     scheme = "grpc"
 
-    def __init__(self, model: LinearModel, port: int = 0) -> None:
+    def __init__(self, model: LinearModel, port: int = 0, tls: ServerTls | None = None) -> None:
         super().__init__(model)
         names = ("ServerReady", "ModelReady", "ModelMetadata", "ModelConfig", "ModelInfer")
         calls = {name: getattr(self, name) for name in names}
         self._server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
         self._server.add_generic_rpc_handlers([messages.handlers(calls)])
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        if tls is None:
+            self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        else:
+            self.scheme = "grpcs"
+            pair = tls.key.read_bytes(), tls.certificate.read_bytes()
+            ca = tls.client_ca and tls.client_ca.read_bytes()
+            credentials = grpc.ssl_server_credentials([pair], ca, ca is not None)
+            self.port = self._server.add_secure_port(f"127.0.0.1:{port}", credentials)
         self._server.start()
 
     def stop(self) -> None:
@@ -120,6 +141,7 @@ class GrpcServer(OipServer):
 
     def ModelInfer(self, request: Any, context: Any) -> Any:
         self._find(request.model_name, context)
+        self.traces += [v for k, v in context.invocation_metadata() if k == "traceparent"]
         found = self.answer(grpc_codec.decode_request(request), context.is_active)
         if isinstance(found, str):
             context.abort(grpc.StatusCode.INTERNAL, found)
@@ -135,7 +157,7 @@ class HttpServer(OipServer):
 
     scheme = "http"
 
-    def __init__(self, model: LinearModel, port: int = 0) -> None:
+    def __init__(self, model: LinearModel, port: int = 0, tls: ServerTls | None = None) -> None:
         super().__init__(model)
         owner, self._open = self, []
 
@@ -144,6 +166,17 @@ class HttpServer(OipServer):
 
         self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
+        if tls is not None:
+            self.scheme = "https"
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(tls.certificate, tls.key)
+            if tls.client_ca is not None:
+                context.load_verify_locations(tls.client_ca)
+                context.verify_mode = ssl.CERT_REQUIRED
+            # The handshake is the connection's own thread's: a bad client stops nobody.
+            self._server.socket = context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -193,6 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         owner = self.server_of
+        owner.traces += [v for k, v in self.headers.items() if k == "traceparent"]
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if owner.is_removed:
             self._answer(404, {"error": "unknown model"})

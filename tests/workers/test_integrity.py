@@ -101,8 +101,8 @@ def test_a_change_of_any_file_that_is_read_is_found_and_named(bundle: Path, runt
 def test_a_change_of_shared_weights_is_found_and_named(shared_bundle: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(shared_bundle, tmp_path / "bundle"))
     spec = spec_for(folder)
-    x = np.random.default_rng(0).random(spec.query_shape, np.float32)
-    expected = CodedModel.load(shared_bundle).embed(x[np.newaxis])[0]
+    x = np.random.default_rng(0).random((2, *spec.query_shape), np.float32)
+    expected = CodedModel.load(shared_bundle).embed(x)
     np.testing.assert_allclose(spec.load()(x), expected, atol=1e-5)
     change_one_byte(folder / "weights.safetensors")
     with pytest.raises(BundleError, match=r"weights.safetensors: expected sha256"):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from codedinv.workers import (
+    Batching,
     Died,
     Dropped,
     Message,
@@ -73,17 +74,23 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> LinearModel:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("in_flight", [1, 64])
-def test_every_task_sent_to_a_process_ends_exactly_once(large: LinearModel, in_flight: int) -> None:
+@pytest.mark.parametrize(("in_flight", "max_batch"), [(1, 1), (64, 1), (64, 8)])
+def test_every_task_sent_to_a_process_ends_exactly_once(
+    large: LinearModel, in_flight: int, max_batch: int
+) -> None:
     specs = {"backbone": spec_of(large), "twin": spec_of(large)}
-    Stress(ProcessPool(specs, WORKERS, in_flight), large, seed=in_flight, depth=in_flight).run()
+    pool = ProcessPool(specs, WORKERS, in_flight, Batching(max_batch))
+    Stress(pool, large, seed=in_flight, depth=in_flight).run()
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("depth", [1, 16])
-def test_every_task_sent_to_a_thread_ends_exactly_once(large: LinearModel, depth: int) -> None:
+@pytest.mark.parametrize(("depth", "max_batch"), [(1, 1), (16, 1), (16, 8)])
+def test_every_task_sent_to_a_thread_ends_exactly_once(
+    large: LinearModel, depth: int, max_batch: int
+) -> None:
     models = dict.fromkeys(("backbone", "twin"), backbone_of(large))
-    Stress(ThreadPool(models, WORKERS), large, seed=depth, depth=depth).run()
+    pool = ThreadPool(models, WORKERS, batching=Batching(max_batch, 100))
+    Stress(pool, large, seed=depth, depth=depth).run()
 
 
 class Stress:

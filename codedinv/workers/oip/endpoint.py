@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -75,7 +75,8 @@ class Security:
     """How to connect to servers that ask for more than an address.
 
     Attributes:
-        ca: file of the certificates to trust (PEM); None: the system's.
+        ca: file of the certificates to trust (PEM); None: the system's, over gRPC those that it
+            brings.
         certificate, key: files of the front end's own certificate, for servers that want one.
         token: sent as `Authorization: Bearer TOKEN`, over TLS only unless the server is on this
             machine.
@@ -84,9 +85,12 @@ class Security:
     ca: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        for name in ("ca", "certificate", "key"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else Path(value))
         if (self.certificate is None) != (self.key is None):
             raise ValueError("certificate and key: expected both or neither")
 

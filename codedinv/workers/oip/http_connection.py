@@ -17,6 +17,7 @@ from codedinv.oip import InferRequest, InferResponse, ProtocolError, rest
 from codedinv.workers.oip.connection import MOST_BYTES, Done, Failed, Gone, NoAnswer, belonging
 from codedinv.workers.oip.endpoint import Endpoint, Security
 from codedinv.workers.oip.signature import ModelInfo, TensorInfo, WrongModel
+from codedinv.workers.oip.tls import tls_context, words_of
 
 _GONE = (http.client.NOT_FOUND, http.client.SERVICE_UNAVAILABLE)
 _NO_SUCH_PAGE = (http.client.NOT_FOUND, http.client.METHOD_NOT_ALLOWED, http.client.NOT_IMPLEMENTED)
@@ -54,7 +55,7 @@ class HttpConnection:
         self._endpoint = endpoint
         self._headers = security.headers(endpoint)
         self._question_s = question_s
-        self._tls = _tls(security) if endpoint.has_tls else None
+        self._tls = tls_context(security) if endpoint.has_tls else None
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # of the next two
         self._sockets: set[socket.socket] = set()
@@ -85,12 +86,19 @@ class HttpConnection:
             raise WrongModel(f"{model}: config: {status} {_words(body)}")
         return ModelInfo(_tensors(metadata, "inputs"), _tensors(metadata, "outputs"), parameters)
 
-    def infer(self, model: str, version: str, request: InferRequest, done: Done) -> object:
+    def infer(
+        self,
+        model: str,
+        version: str,
+        request: InferRequest,
+        done: Done,
+        headers: Mapping[str, str],
+    ) -> object:
         body, header_length = rest.encode_request(request)
-        headers = self._headers | {"Content-Type": "application/octet-stream"}
+        sent = {**headers, **self._headers, "Content-Type": "application/octet-stream"}
         if header_length is not None:
-            headers[rest.HEADER_LENGTH] = str(header_length)
-        self._jobs.put(_Job(f"{_path(model, version)}/infer", body, headers, request.id, done))
+            sent[rest.HEADER_LENGTH] = str(header_length)
+        self._jobs.put(_Job(f"{_path(model, version)}/infer", body, sent, request.id, done))
         return None
 
     def cancel(self, call: object) -> None:
@@ -120,7 +128,7 @@ class HttpConnection:
         except TimeoutError:
             raise NoAnswer(f"{path}: no answer within {self._question_s} s") from None
         except (OSError, http.client.HTTPException) as error:
-            raise Gone(f"{type(error).__name__}: {error}") from None
+            raise Gone(self._words_of(error)) from None
         finally:
             self._hang_up(connection)
 
@@ -139,7 +147,7 @@ class HttpConnection:
             except ProtocolError as error:
                 outcome = Failed(str(error))
             except Exception as error:  # a broken connection, as a rule; this thread must live
-                outcome = Failed(f"{type(error).__name__}: {error}", is_gone=True)
+                outcome = Failed(self._words_of(error), is_gone=True)
             if isinstance(outcome, Failed):
                 self._hang_up(connection)  # what is left of the answer must not come next
             job.done(outcome)
@@ -185,6 +193,11 @@ class HttpConnection:
                 raise ConnectionAbortedError("closed")
             self._sockets.add(new)
 
+    def _words_of(self, error: Exception) -> str:
+        if isinstance(error, ssl.SSLError):
+            return words_of(error, self._endpoint)
+        return f"{type(error).__name__}: {error}"
+
     def _hang_up(self, connection: http.client.HTTPConnection) -> None:
         with self._lock:
             self._sockets.discard(connection.sock)
@@ -210,13 +223,6 @@ def _has_ended(open_socket: socket.socket) -> bool:
     poll = select.poll()  # select() knows no descriptors above 1023
     poll.register(open_socket, select.POLLIN)
     return bool(poll.poll(0))
-
-
-def _tls(security: Security) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=security.ca)
-    if security.certificate is not None:
-        context.load_cert_chain(security.certificate, security.key)
-    return context
 
 
 def _path(model: str, version: str) -> str:

@@ -8,9 +8,11 @@ from typing import Any
 
 from codedinv.workers.backbone import Array, BackboneSpec
 from codedinv.workers.base import MailboxPool, Versions
+from codedinv.workers.headers import task_headers
 from codedinv.workers.oip.connection import Connection
 from codedinv.workers.oip.endpoint import Endpoint, Security
 from codedinv.workers.oip.remote import Remote
+from codedinv.workers.oip.tls import tls_context
 
 _QUESTION_S = 5.0  # a server answers a question in milliseconds, unless it is stopped or overloaded
 
@@ -35,7 +37,8 @@ class OipPool(MailboxPool):
         security: certificates and token for all endpoints.
 
     Raises:
-        ValueError: no models, an endpoint that cannot be understood, or a number out of range.
+        ValueError: no models, an endpoint that cannot be understood, files that are no
+            certificates, or a number out of range.
         ImportError: what an endpoint's protocol needs is not installed.
     """
 
@@ -54,6 +57,8 @@ class OipPool(MailboxPool):
         self._security = security or Security()
         for endpoint in self._endpoints:
             self._security.headers(endpoint)  # refuses to send a token unencrypted
+            if endpoint.has_tls:
+                tls_context(self._security)  # refuses files that are no certificates
             _import_connection(endpoint)
         self._in_flight = in_flight
         self._versions = Versions({} if models is None else {0: _checked(models)})
@@ -86,7 +91,7 @@ class OipPool(MailboxPool):
     def send(self, worker: int, generation: int, task: int, model: str, query: Array) -> None:
         remote = self._living(worker, generation)
         if remote is not None:
-            remote.send(task, model, query)
+            remote.send(task, model, query, task_headers.get())
 
     def cancel(self, worker: int, generation: int, task: int) -> None:
         remote = self._living(worker, generation)

@@ -1,4 +1,4 @@
-"""Image sets as arrays: Fashion-MNIST and MNIST in the IDX format, and the bundled test images.
+"""Fashion-MNIST and MNIST in the IDX format, and the bundled test images.
 
 Nothing is downloaded here. A missing file is an error that says which names were looked for, in
 which folders, and how to get them.
@@ -6,14 +6,13 @@ which folders, and how to get them.
 
 from __future__ import annotations
 
-import gzip
-import math
-import zlib
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from codedinv.data.idx import read_idx
 
 Split = Literal["train", "test"]
 Images = NDArray[np.uint8]
@@ -33,8 +32,7 @@ _HOW_TO_GET = {
     ),
     "mnist": "download the four MNIST *-ubyte.gz files into one folder",
 }
-_IDX_UNSIGNED_BYTE = 0x08
-_TEST_IMAGES = Path(__file__).parent / "bundles" / "test_images.npz"
+_TEST_IMAGES = Path(__file__).parents[1] / "bundles" / "test_images.npz"
 
 
 def load_fashion_mnist(split: Split, folder: str | Path | None = None) -> tuple[Images, Labels]:
@@ -72,8 +70,9 @@ def load_image_set(
     if split not in _PREFIX:
         raise ValueError(f"split: expected 'train' or 'test', got {split!r}")
     folders = _folders(name, folder)
-    image_file = _find(name, f"{_PREFIX[split]}-images-idx3-ubyte", folders)
-    label_file = _find(name, f"{_PREFIX[split]}-labels-idx1-ubyte", folders)
+    image_file, label_file = (
+        _found(name, file, folders, folder is not None) for file in _file_names(split)
+    )
     images, labels = read_idx(image_file), read_idx(label_file)
     if images.ndim != 3 or images.shape[1:] != (28, 28):
         raise ValueError(f"{image_file}: expected images [N, 28, 28], got {list(images.shape)}")
@@ -140,47 +139,15 @@ def to_queries(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.ascontiguousarray(channels_first, dtype=np.float32) / np.float32(255)
 
 
-def read_idx(path: str | Path) -> NDArray[np.uint8]:
-    """An array of unsigned bytes in the IDX format, gzipped if the name ends in .gz.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not an IDX file of unsigned bytes, or its length differs from its header's.
-    """
-    path = Path(path)
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"{path}: damaged gzip file ({error})") from error
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] != _IDX_UNSIGNED_BYTE:
-        raise ValueError(
-            f"{path}: expected an IDX file of unsigned bytes (magic 00 00 08 ndim), "
-            f"got {content[:4].hex(' ') or 'an empty file'}"
-        )
-    header = 4 + 4 * content[3]
-    shape = tuple(int(size) for size in np.frombuffer(content[4:header], dtype=">u4"))
-    if len(content) != header + math.prod(shape):
-        raise ValueError(
-            f"{path}: its header promises {math.prod(shape)} bytes {shape}, "
-            f"it holds {len(content) - header}"
-        )
-    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
+def find_idx_files(folder: Path, split: Split) -> tuple[Path, Path] | None:
+    """Image and label file in a folder, or in torchvision's layout below it; None: no such."""
+    folders = [folder, *(f for name in _DEBIAN_FOLDERS for f in _folders(name, folder)[1:])]
+    images, labels = (_find(file, folders) for file in _file_names(split))
+    return None if images is None or labels is None else (images, labels)
 
 
-def write_idx(path: str | Path, array: NDArray[np.uint8]) -> None:
-    """Writes unsigned bytes in the IDX format, gzipped if the name ends in .gz.
-
-    Images (N, 28, 28) as `train-images-idx3-ubyte` and labels (N,) as `train-labels-idx1-ubyte`,
-    and the same with `t10k-` for the test set, make a folder that `load_fashion_mnist` reads.
-    """
-    path = Path(path)
-    if array.dtype != np.uint8:
-        raise TypeError(f"array: expected dtype uint8, got {array.dtype}")
-    header = bytes([0, 0, _IDX_UNSIGNED_BYTE, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-    content = header + array.tobytes()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+def _file_names(split: Split) -> tuple[str, str]:
+    return f"{_PREFIX[split]}-images-idx3-ubyte", f"{_PREFIX[split]}-labels-idx1-ubyte"
 
 
 def _folders(data_set: str, folder: str | Path | None) -> list[Path]:
@@ -191,16 +158,24 @@ def _folders(data_set: str, folder: str | Path | None) -> list[Path]:
     return [root, root / "raw", root / _TORCHVISION_NAME[data_set] / "raw"]
 
 
-def _find(data_set: str, name: str, folders: list[Path]) -> Path:
+def _find(name: str, folders: list[Path]) -> Path | None:
     # Some mirrors write `train-images.idx3-ubyte`: the same file with its dash as a dot.
     dotted = name.replace("-idx", ".idx")
     names = [name, f"{name}.gz", dotted, f"{dotted}.gz"]
-    for folder in folders:
-        for candidate in names:
-            if (folder / candidate).is_file():
-                return folder / candidate
+    candidates = (folder / candidate for folder in folders for candidate in names)
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def _found(data_set: str, name: str, folders: list[Path], given: bool) -> Path:
+    """The file; where it is missing, whoever gave a folder is not told to install another's."""
+    found = _find(name, folders)
+    if found is not None:
+        return found
     looked_in = ", ".join(str(folder) for folder in folders) or "no folder (none was given)"
+    missing = f"{data_set}: {name}[.gz] was not found in {looked_in}"
+    if given:
+        raise FileNotFoundError(f"{missing}; expected the four IDX files of a data set there")
     raise FileNotFoundError(
-        f"{data_set}: {name}[.gz] was not found in {looked_in}. To get it: "
-        f"{_HOW_TO_GET[data_set]}; then give that folder (--data FOLDER, or folder=...)."
+        f"{missing}. To get it: {_HOW_TO_GET[data_set]}; then give that folder (--data FOLDER, or "
+        "folder=...)."
     )

@@ -1,0 +1,220 @@
+"""The course of a fit: train, measure, choose."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from torch import nn
+
+from codedinv.coding import Code
+from codedinv.experiments.accuracy import known_of
+from codedinv.experiments.fusing import fit_fusion
+from codedinv.experiments.intervals import difference, interval
+from codedinv.experiments.receipts import circumstances
+from codedinv.fitting.candidates import Candidate, Measured, coded, guided, without_code
+from codedinv.fitting.choose import choose
+from codedinv.fitting.report import Report
+from codedinv.fitting.settings import Settings
+from codedinv.fitting.stages import fit_encoder, fit_light
+from codedinv.fitting.subject import Subject, anchors_of
+from codedinv.model import CodedModel
+
+
+@dataclass
+class Course:
+    """One fit.
+
+    Attributes:
+        subject: what is coded.
+        settings: how.
+        work: folder of checkpoints.
+        resume: whether to go on from them.
+        console: for progress.
+    """
+
+    subject: Subject
+    settings: Settings
+    work: Path
+    resume: bool
+    console: Console
+
+    def run(self) -> tuple[CodedModel, Report]:
+        """The model of the best candidate, and the report of all.
+
+        Raises:
+            ValueError: the model cannot be coded; the message says why.
+        """
+        started = time.monotonic()
+        subject, settings = self.subject, self.settings
+        light = self._light()
+        models = {("uncoded", 1): self._model("uncoded", 2, light)}
+        queries, labels = subject.test.queries(), subject.test.labels
+        self._say("exact and light answers of the test examples")
+        known = known_of(models["uncoded", 1], queries)
+        measured = Measured(known, labels, settings.unavailable)
+        _check_worth(measured, labels)
+        candidates = list(without_code(measured, self._share_of(models["uncoded", 1])))
+        omitted: dict[str, str] = {}
+        for k in settings.ks:
+            for model in self._models_of(k, light, omitted):
+                models[model.scheme, k] = model
+                self._say(f"measuring {model.scheme}, k = {k}")
+                measure = guided if model.scheme == "guided" else coded
+                candidates += measure(measured, model, queries, settings.seed, self._quietly)
+        choice = choose(candidates, settings.unavailable)
+        report = self._report(measured, candidates, choice.best, choice.why, omitted, started)
+        return self._finished(models, report, light), report
+
+    def _light(self) -> nn.Module:
+        stages = 1 + len(self.settings.ks)
+        title = f"light model (1 of {stages})"
+        try:
+            return fit_light(
+                self.subject, self.settings, self.work / "light", title, self.resume, self.console
+            )
+        except ValueError as error:
+            if not str(error).startswith("budget:"):
+                raise
+            raise ValueError(
+                f"{error}. The backbone takes {self.subject.work:,} in all: it is too light for "
+                "anything lighter to stand in for it. Do not code: send twice (scheme "
+                "'replication'), or give a larger budget"
+            ) from None
+
+    def _models_of(self, k: int, light: nn.Module, omitted: dict[str, str]) -> Iterator[CodedModel]:
+        """The guided and the coded model of groups of k."""
+        yield self._model("guided", k, light)
+        place = self.settings.ks.index(k) + 2
+        title = f"encoder, k = {k} ({place} of {1 + len(self.settings.ks)})"
+        out = self.work / f"encoder-k{k}"
+        try:
+            encoder = fit_encoder(
+                self.subject, self.settings, light, k, out, title, self.resume, self.console
+            )
+        except ValueError as error:
+            if not str(error).startswith("budget:"):
+                raise
+            omitted[f"code, k = {k}"] = str(error)
+            return
+        alone = self._model("invertible", k, light, encoder)
+        held_out = self.subject.held_out
+        fusion = fit_fusion(
+            alone,
+            held_out.queries().cpu().numpy(),
+            held_out.labels.cpu().numpy(),
+            self.settings.seed,
+        )
+        yield self._model("invertible", k, light, encoder, fusion.weights)
+
+    def _model(
+        self,
+        scheme: str,
+        k: int,
+        light: nn.Module,
+        encoder: nn.Module | None = None,
+        fusion: Mapping[str, tuple[float, float]] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> CodedModel:
+        subject = self.subject
+        return CodedModel.from_modules(
+            name=self.settings.name,
+            code=Code.uniform(k),
+            backbone=subject.backbone,
+            heads=subject.heads,
+            encoder=encoder,
+            anchors_queries=anchors_of(subject.train, max(16, k - 1), self.settings.seed),
+            metadata=metadata,
+            light=light,
+            fusion=fusion,
+            scheme=scheme,
+            input_range=subject.train.input_range,
+        )
+
+    def _finished(
+        self, models: Mapping[tuple[str, int], CodedModel], report: Report, light: nn.Module
+    ) -> CodedModel:
+        """The model of the best candidate, which knows what was measured of it."""
+        best = report.best
+        scheme = "invertible" if best.scheme == "worker-encoded" else best.scheme
+        source = models[scheme, best.k]
+        fusion = source.fusion.weights if source.fusion is not None and best.fused else None
+        metadata = {
+            "metrics": {
+                "unit": "percent",
+                "A_n": best.normal.mean,
+                "A_d": best.degraded.mean,
+                "images": report.examples,
+                "interval95": {
+                    name: [found.low, found.high]
+                    for name, found in (
+                        ("A_n", best.normal), ("A_d", best.degraded), ("light", report.light),
+                    )
+                },
+            },
+            "fit": report.to_dict(),
+            "provenance": {
+                "data_set": self.subject.train.source,
+                "classes": self.subject.train.classes,
+                "settings": asdict(self.settings),
+                **circumstances(),
+            },
+        }  # fmt: skip
+        encoder = source.modules.encoder if scheme == "invertible" else None
+        return self._model(best.scheme, max(2, best.k), light, encoder, fusion, metadata)
+
+    def _report(
+        self,
+        measured: Measured,
+        candidates: list[Candidate],
+        best: Candidate,
+        why: str,
+        omitted: Mapping[str, str],
+        started: float,
+    ) -> Report:
+        images = np.arange(len(measured.labels))
+        at = self.settings.unavailable
+        fallback = next(one for one in candidates if one.scheme == "uncoded")
+        return Report(
+            model=self.settings.name,
+            candidates=sorted(candidates, key=lambda one: -one.overall[at].mean),
+            best=best,
+            why=why,
+            unavailable=at,
+            light=interval(measured.light, images),
+            worth=difference(measured.exact.astype(np.float64) - measured.light, images),
+            light_over_backbone=fallback.front_end_lost,
+            omitted=omitted,
+            examples=len(images),
+            seconds=time.monotonic() - started,
+        )
+
+    def _share_of(self, model: CodedModel) -> float:
+        macs = model.metadata["macs"]
+        return float(macs["light"] / macs["backbone"])
+
+    def _say(self, message: str) -> None:
+        self.console.print(message, highlight=False)
+
+    def _quietly(self, message: str) -> None:
+        """Progress of a measurement, which is short beside a training."""
+
+
+def _check_worth(measured: Measured, labels: np.ndarray) -> None:
+    """Refuses a backbone that has learnt nothing: whatever is measured of it says nothing.
+
+    Raises:
+        ValueError: it is not measurably better than one class for all.
+    """
+    commonest = 100 * float(np.bincount(labels).max()) / len(labels)
+    if measured.normal.low <= commonest:
+        raise ValueError(
+            f"backbone: it answers {measured.normal} % of the test examples right, and the same "
+            f"class for all would answer {commonest:.2f} %; give it its trained weights, and test "
+            "labels numbered as it has learnt them"
+        )

@@ -1,0 +1,75 @@
+"""What `fit` was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+HELD_OUT = 0.1  # of the training examples: they calibrate what the others have taught
+AT = (0.01, 0.05, 0.10)  # shares of unavailable results at which A_o is reported
+GROUPINGS = 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `fit` was asked for.
+
+    Attributes:
+        ks: sizes of coding groups to try.
+        budget: what the front end may spend on a query, as a share of f's multiply-accumulates:
+            the encoder that much for a whole group, the light model half of it for a query.
+        name: of the model.
+        seed: of everything random.
+        unavailable: share of results that do not come, for which the best is chosen.
+        light_epochs, encoder_steps: None: as many as the data call for.
+        grouping: whether alike groups may be chosen among 16 k queries, as a busy server can.
+    """
+
+    ks: tuple[int, ...]
+    budget: float
+    name: str
+    seed: int = 0
+    unavailable: float = 0.05
+    light_epochs: int | None = None
+    encoder_steps: int | None = None
+
+    @classmethod
+    def checked(
+        cls,
+        k: int | Sequence[int],
+        budget: float,
+        name: str,
+        seed: int,
+        unavailable: float,
+        light_epochs: int | None,
+        encoder_steps: int | None,
+    ) -> Settings:
+        """Settings as a user gives them.
+
+        Raises:
+            ValueError: names the argument, what was expected and what came.
+        """
+        ks = (k,) if isinstance(k, int) else tuple(k)
+        if not ks or any(not isinstance(one, int) or one < 2 for one in ks):
+            raise ValueError(f"k: expected group sizes of 2 or more, got {k!r}")
+        if not 0 < budget < 1:
+            raise ValueError(
+                f"budget: expected a share of the backbone's work between 0 and 1 (10% is 0.1), "
+                f"got {budget}"
+            )
+        if not 0 < unavailable < 1:
+            raise ValueError(f"unavailable: expected a share between 0 and 1, got {unavailable}")
+        for what, value in (("light_epochs", light_epochs), ("encoder_steps", encoder_steps)):
+            if value is not None and value < 1:
+                raise ValueError(f"{what}: expected 1 or more, got {value}")
+        return cls(
+            tuple(sorted(set(ks))), budget, name, seed, unavailable, light_epochs, encoder_steps
+        )
+
+    def epochs_of_light(self, learnt: int) -> int:
+        """Passes over the training examples: more over few than over many."""
+        return self.light_epochs or max(12, min(80, round(300_000 / learnt)))
+
+    def steps_of_encoder(self, learnt: int, groups_per_step: int) -> int:
+        """Steps of an encoder: thirty passes or so, never few, never endless."""
+        return self.encoder_steps or max(400, min(4000, 30 * learnt // groups_per_step))
