@@ -256,7 +256,7 @@ class _Api:
         await send_json(send, pages.status(self._models.ready, snapshots))
 
     async def openapi(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send_json(send, describe())
+        await send_json(send, describe([hosted.name for hosted in self._models]))
 
     async def page(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send_body(send, pages.page(), pages.PAGE_HEADERS)
