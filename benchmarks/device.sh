@@ -22,11 +22,13 @@ pieces:
   crossover-NETWORK-DTYPE  the batches at which the kernels beat torch, with the adopted tiles
   adopt     findings of tune and crossover into kernels/measured.json (what backend="auto" goes by)
   forward-NETWORK-DTYPE, inverse-NETWORK-DTYPE, power-NETWORK
+  serving-NETWORK-DTYPE    queries/s, p50 and p99 of a worker at batch 1, 8, 64 with torch eager,
+            compiled and our kernels, and of a whole server
   bars      the bars against the receipts of cifar, as a table; also FOLDER/bars.md
             NETWORK: cifar mnist-full fashion-mnist-full fashion-mnist
             DTYPE: float32 bfloat16 float16
 default: build, test, sanitize, ceilings; cifar in bfloat16 and float32: tune, adopt, inverse,
-forward, bars, crossover, adopt; power-cifar; then inverse, forward and power of the other networks
+forward, bars, serving, crossover, adopt; power-cifar; then inverse, forward and power of the other networks
 and dtypes
 
 --minutes   begins no piece after N whole minutes, and cuts off the one that is running then
@@ -65,6 +67,7 @@ default_pieces() {
   PIECES=(build test sanitize ceilings)
   if [ ${#REHEARSE[@]} -gt 0 ]; then
     PIECES+=(tune-cifar-bfloat16 adopt inverse-cifar-float32 forward-cifar-float32 bars)
+    PIECES+=(serving-cifar-float32)
     PIECES+=(crossover-cifar-bfloat16 adopt power-cifar)
     return
   fi
@@ -72,7 +75,8 @@ default_pieces() {
   # Inversions first: torch.compile, at the end of each forward, takes minutes.
   PIECES+=(inverse-cifar-bfloat16 inverse-cifar-float32)
   PIECES+=(forward-cifar-bfloat16 forward-cifar-float32)
-  PIECES+=(bars crossover-cifar-bfloat16 crossover-cifar-float32 adopt power-cifar)
+  PIECES+=(bars serving-cifar-float32 serving-cifar-bfloat16)
+  PIECES+=(crossover-cifar-bfloat16 crossover-cifar-float32 adopt power-cifar)
   PIECES+=(inverse-cifar-float16 forward-cifar-float16)
   for network in mnist-full fashion-mnist-full fashion-mnist; do
     for dtype in bfloat16 float32 float16; do
@@ -127,7 +131,7 @@ run_piece() {
     test) tests ;;
     sanitize|ceilings|adopt|bars) measure "$1" ;;
     power-*) measure power --network "${1#power-}" ;;
-    forward-*|inverse-*|tune-*|crossover-*)
+    forward-*|inverse-*|tune-*|crossover-*|serving-*)
       what=${1%%-*} rest=${1#*-}
       measure "$what" --network "${rest%-*}" --dtype "${rest##*-}" ;;
     *) echo "device.sh: unknown piece $1" >&2; return 2 ;;

@@ -28,13 +28,15 @@ from device.networks import NETWORKS, REHEARSAL
 from device.options import BATCHES, DTYPES, Options, OutOfTime
 from device.power import measure_power
 from device.roofline import measure_ceilings
+from device.serving import measure_serving
 from device.smoke import sanitize, smoke
 from device.tune import measure_tune
 
 COMMANDS = {
     "smoke": smoke, "sanitize": sanitize, "ceilings": measure_ceilings, "tune": measure_tune,
     "adopt": adopt, "crossover": measure_crossover, "forward": measure_forward,
-    "inverse": measure_inverse, "power": measure_power, "bars": show_bars,
+    "inverse": measure_inverse, "power": measure_power, "serving": measure_serving,
+    "bars": show_bars,
 }  # fmt: skip
 WITHOUT_A_GPU = ("adopt", "bars")
 OUT_OF_TIME = 124

@@ -24,7 +24,10 @@ def page(text: str, folder: Path = TRACKED) -> str:
     Raises:
         ValueError: the page has no place for a table, or a receipt is missing.
     """
-    for name, write in {"frontend": frontend, "encoder": encoder, "transport": transport}.items():
+    tables_of = {
+        "frontend": frontend, "batches": batches, "encoder": encoder, "transport": transport
+    }  # fmt: skip
+    for name, write in tables_of.items():
         paths = sorted(folder.glob(f"{name}-*.json"))
         if not paths:
             raise ValueError(f"{folder}: expected a receipt {name}-*.json: make bench-receipts")
@@ -46,6 +49,25 @@ def frontend(receipt: dict[str, Any]) -> str:
                 f"| {of['throughput_over_bare']:.2f}x | {of['added_us_p50'] / 1e3:.2f} ms "
                 f"| {of['added_us_p99'] / 1e3:.1f} ms |"
             )
+    return "\n".join(lines)
+
+
+def batches(receipt: dict[str, Any]) -> str:
+    """Workers that take several queries at once, over workers that take one; then coding."""
+    of = receipt["batches"]
+    lines = [
+        f"| workers | throughput at saturation | p50 at {of['load']} of it | p99 |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {way} | {row['throughput']:.2f}x | {row['p50']:.2f}x | {row['p99']:.2f}x |"
+        for way, row in of["ways"].items()
+    ]
+    lines += ["", "| k = 10, at saturation | over uncoded |", "|---|---|"]
+    lines += [
+        f"| max_batch {row['max_batch']} | {row['throughput_over_uncoded']:.2f}x |"
+        for row in receipt["coding"]
+    ]
     return "\n".join(lines)
 
 

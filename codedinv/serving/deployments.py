@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from codedinv.errors import UnprovenWarning
 from codedinv.model.runtimes import Runtime
 from codedinv.schemes import Scheme, ServedModel
 from codedinv.schemes.scheme import BACKBONE, ENCODED, Array, parity_model
@@ -99,8 +101,8 @@ class Deployments:
             CodedInvError: heads, encoder or fallback take too long.
         """
         model = load_model(model)
-        own: str = getattr(model, "scheme", "invertible")
-        chosen = scheme or self._scheme or own
+        chosen = scheme or self._scheme or _default_scheme(model)
+        _warn_of_worth(model, chosen)
         served = build_served(
             model, chosen, self._fallback, self._verify, self._grouping, self._fuse
         )
@@ -134,6 +136,31 @@ class Deployments:
         return Deployment(
             model, served, {BACKBONE: spec(check.input_shape), **models}, check, temporary
         )
+
+
+def _default_scheme(model: ServedModel) -> str:
+    meant = getattr(model, "scheme", "invertible")
+    own: str = getattr(model, "default_scheme", meant)
+    return own
+
+
+def _warn_of_worth(model: ServedModel, chosen: str | Scheme) -> None:
+    """Says so where nothing shows that reconstructed answers of the model are worth giving."""
+    objection = getattr(getattr(model, "worth", None), "objection", None)
+    meant: str = getattr(model, "scheme", "")
+    name = chosen.name if isinstance(chosen, Scheme) else chosen
+    if objection is None or (name not in ENCODED and meant not in ENCODED):
+        return
+    if name in ENCODED:
+        text = f"{model.name!r} is served by scheme {name!r} as asked for, though {objection}"
+    elif name == getattr(model, "default_scheme", None):
+        text = (
+            f"{model.name!r} is served by scheme {name!r}, not by {meant!r}, for {objection}: "
+            f"no answer is reconstructed. To have that all the same: scheme={meant!r}"
+        )
+    else:
+        return
+    warnings.warn(text, UnprovenWarning, stacklevel=4)
 
 
 def make_pool(

@@ -62,6 +62,7 @@ def test_every_piece_can_be_rehearsed_and_is_not_measured_twice(tmp_path: Path) 
         "tune-cifar-bfloat16-rehearsal.json",
         "crossover-cifar-bfloat16-rehearsal.json",
         "power-cifar-rehearsal.json",
+        "serving-cifar-float32-rehearsal.json",
     } <= names
     again = run("--rehearse", "--out", str(tmp_path), "forward-cifar-float32")
     assert '{"batch"' not in again.stdout
@@ -140,6 +141,21 @@ def test_eager_is_held_against_a_launch_from_python_and_a_graph_against_a_replay
     found = verdicts(tmp_path)
     assert found["inverse to 1e-3", "eager", "bfloat16", "1"] == "MISSED"
     assert found["inverse to 1e-3", "graph of eager", "bfloat16", "1"] == "met"
+
+
+def test_batches_of_64_are_held_to_ten_times_the_rate_of_one() -> None:
+    from device import serving
+
+    rows = [
+        {"form": form, "batch": batch, "queries_per_s": rate}
+        for form, batch, rate in [
+            ("eager", 1, 100.0), ("eager", 64, 999.0), ("server", 1, 100.0), ("server", 64, 1000.0),
+        ]
+    ]  # fmt: skip
+    lines = serving.verdicts([*rows, {"form": "kernels_graphed", "batch": 1, "failed": "x"}], 1, 64)
+    assert lines[0] == "eager: batch 64 10.0x batch 1 (>= 10): MISSED"
+    assert lines[-1] == "server: batch 64 10.0x batch 1 (>= 10): met"
+    assert "kernels_graphed: unmeasured" in lines
 
 
 def test_a_rehearsal_is_never_a_measurement_and_other_kernels_are_named(tmp_path: Path) -> None:

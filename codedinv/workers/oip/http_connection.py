@@ -86,12 +86,19 @@ class HttpConnection:
             raise WrongModel(f"{model}: config: {status} {_words(body)}")
         return ModelInfo(_tensors(metadata, "inputs"), _tensors(metadata, "outputs"), parameters)
 
-    def infer(self, model: str, version: str, request: InferRequest, done: Done) -> object:
+    def infer(
+        self,
+        model: str,
+        version: str,
+        request: InferRequest,
+        done: Done,
+        headers: Mapping[str, str],
+    ) -> object:
         body, header_length = rest.encode_request(request)
-        headers = self._headers | {"Content-Type": "application/octet-stream"}
+        sent = {**headers, **self._headers, "Content-Type": "application/octet-stream"}
         if header_length is not None:
-            headers[rest.HEADER_LENGTH] = str(header_length)
-        self._jobs.put(_Job(f"{_path(model, version)}/infer", body, headers, request.id, done))
+            sent[rest.HEADER_LENGTH] = str(header_length)
+        self._jobs.put(_Job(f"{_path(model, version)}/infer", body, sent, request.id, done))
         return None
 
     def cancel(self, call: object) -> None:
