@@ -22,7 +22,6 @@ class Settings:
         seed: of everything random.
         unavailable: share of results that do not come, for which the best is chosen.
         light_epochs, encoder_steps: None: as many as the data call for.
-        grouping: whether alike groups may be chosen among 16 k queries, as a busy server can.
     """
 
     ks: tuple[int, ...]
@@ -68,8 +67,8 @@ class Settings:
 
     def epochs_of_light(self, learnt: int) -> int:
         """Passes over the training examples: more over few than over many."""
-        return self.light_epochs or max(12, min(80, round(300_000 / learnt)))
+        return self.light_epochs or max(12, min(40, round(100_000 / learnt)))
 
     def steps_of_encoder(self, learnt: int, groups_per_step: int) -> int:
-        """Steps of an encoder: thirty passes or so, never few, never endless."""
-        return self.encoder_steps or max(400, min(4000, 30 * learnt // groups_per_step))
+        """Steps of an encoder: enough for the data, never few, never endless."""
+        return self.encoder_steps or max(400, min(4000, 10 * learnt // groups_per_step))
