@@ -342,7 +342,8 @@ def export_bundle(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Write a model as a bundle, its ONNX files made anew from the weights and checked.
+    """Write a model as a bundle, its ONNX files made anew from the weights and checked. Where the
+    bundle has ONNX graphs alone, they are written as they are.
 
     Each ONNX file is self-contained (without `--shared-weights`) and can be served by any ONNX
     server: backbone.onnx takes `query` to `embedding`, encoder.onnx `queries` to `parity_queries`,
@@ -391,8 +392,8 @@ def fit(
     model: Annotated[
         str,
         typer.Argument(
-            help="`package.module:callable` that returns (backbone, heads), torch modules; or one "
-            "module whose outputs are the classes."
+            help="`package.module:callable` that returns (backbone, heads), torch modules, or one "
+            "module whose outputs are the classes; or an ONNX file."
         ),
     ],
     data: Annotated[
@@ -412,6 +413,10 @@ def fit(
     weights: Annotated[
         Path | None,
         typer.Option(help="A state_dict of the trained model: .safetensors, or by torch.save."),
+    ] = None,
+    scheme: Annotated[
+        str | None,
+        typer.Option(help="Keep the best of this scheme, whatever others are worth."),
     ] = None,
     epochs: Annotated[
         int, typer.Option(min=0, help="Train the model itself first, for so many epochs.")
@@ -448,8 +453,8 @@ def fit(
 
     run_fit(
         model, data, k, budget, out, name=name, weights=weights, unavailable=unavailable,
-        as_json=json, epochs=epochs, light_epochs=light_epochs, encoder_steps=encoder_steps,
-        seed=seed, device=device, threads=threads, resume=resume,
+        as_json=json, scheme=scheme, epochs=epochs, light_epochs=light_epochs,
+        encoder_steps=encoder_steps, seed=seed, device=device, threads=threads, resume=resume,
     )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def run_fit(
     """Fits what `target` builds and prints the table.
 
     Args:
-        target: "package.module:callable".
+        target: "package.module:callable", or an ONNX file.
         folder: of the data.
         ks: "2,4,10".
         budget, unavailable: "10%" or "0.1".
@@ -48,9 +48,7 @@ def run_fit(
         as_json: print the report as JSON and nothing else.
         options: as `codedinv.fit` takes them.
     """
-    backbone, heads = build(target)
-    if weights is not None:
-        load_weights(backbone, heads, weights)
+    backbone, heads = _model_of(target, weights)
     train, test = data.load_data(folder)
     model = fit(
         backbone=backbone,
@@ -71,6 +69,17 @@ def run_fit(
         Console().print("serve it with CodedServer(model, grouping='alike')", highlight=False)
 
 
+def _model_of(target: str, weights: Path | None) -> tuple[Any, Any]:
+    if target.endswith(".onnx"):
+        if weights is not None:
+            raise ValueError("--weights: an ONNX file has its weights with it")
+        return target, None
+    backbone, heads = build(target)
+    if weights is not None:
+        load_weights(backbone, heads, weights)
+    return backbone, heads
+
+
 def build(target: str) -> tuple[nn.Module, dict[str, nn.Module]]:
     """Backbone and heads that "package.module:callable" returns; the current folder is searched.
 
@@ -79,7 +88,7 @@ def build(target: str) -> tuple[nn.Module, dict[str, nn.Module]]:
     """
     module_name, colon, attribute = target.partition(":")
     if not colon or not module_name or not attribute:
-        raise ValueError(f"MODEL: expected package.module:callable, got {target!r}")
+        raise ValueError(f"MODEL: expected package.module:callable or an ONNX file, got {target!r}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

@@ -95,7 +95,7 @@ class Report:
             "A_d, %", *(f"A_o, {share:.0%}" for share in shares),
             "workers", "front end", "if lost",
         ):  # fmt: skip
-            table.add_column(heading, justify="right")
+            table.add_column(heading, justify="right", no_wrap=True)
         for one in self.candidates:
             table.add_row(
                 one.title,

@@ -12,8 +12,9 @@ from torch import nn
 
 from codedinv.coding import Code
 from codedinv.data import Examples
+from codedinv.fitting.parts import as_modules
 from codedinv.fitting.settings import HELD_OUT, Settings
-from codedinv.fitting.subject import Subject, as_modules
+from codedinv.fitting.subject import Subject
 from codedinv.nn import encoder_for, light_for
 from codedinv.training.classifier import classifier_training
 from codedinv.training.draws import classes_of
