@@ -1,6 +1,6 @@
 """What batches are worth on a CPU, and what coding costs at saturation.
 
-    python benchmarks/batches.py [--rounds 5] [--queries 1500]
+    python benchmarks/batches.py [--rounds 12] [--queries 600]
 
 Servers of two worker processes, uncoded: workers that take one query at a time, and workers that
 take up to 8 of those that wait. All are open at once, and rounds of them alternate in one run, so
@@ -136,8 +136,8 @@ def bars(batches: dict[str, Any], coding: list[dict[str, Any]]) -> list[dict[str
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--queries", type=int, default=1500, help="of a round")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--queries", type=int, default=600, help="of a round")
     options = parser.parse_args()
     queries = to_queries(load_test_images()[0][:1000])
     batches = measure_batches(options.rounds, options.queries, queries)

@@ -20,7 +20,7 @@ from typing import Any
 from receipt import FOLDER, ROOT, TRACKED, cpu_name, slug
 
 PARTS = {
-    "batches": ["--queries", "1000"],
+    "batches": [],
     "decoder": ["--trials", "4000"],
     "encoder": [],
     "frontend": [],

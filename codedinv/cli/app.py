@@ -342,7 +342,8 @@ def export_bundle(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Write a model as a bundle, its ONNX files made anew from the weights and checked.
+    """Write a model as a bundle, its ONNX files made anew from the weights and checked. Where the
+    bundle has ONNX graphs alone, they are written as they are.
 
     Each ONNX file is self-contained (without `--shared-weights`) and can be served by any ONNX
     server: backbone.onnx takes `query` to `embedding`, encoder.onnx `queries` to `parity_queries`,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.routing import Route, Router
 
@@ -29,10 +29,12 @@ from codedinv.oip import rest
 from codedinv.serving import CodedServer
 
 Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
+_Answer = TypeVar("_Answer")
 
 OPEN_PATHS = frozenset({"/", "/v2/health/live", "/v2/health/ready"})
 _HEADER_LENGTH = rest.HEADER_LENGTH.lower().encode()
 _MOST_OBJECT_BYTES = 64 * 2**10  # of a request that has no tensors
+_WATCH_AFTER_S = 0.01
 _VARY = (b"vary", b"accept-encoding")
 
 
@@ -256,21 +258,52 @@ class _Api:
         await send_json(send, pages.status(self._models.ready, snapshots))
 
     async def openapi(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send_json(send, describe())
+        await send_json(send, describe([hosted.name for hosted in self._models]))
 
     async def page(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send_body(send, pages.page(), pages.PAGE_HEADERS)
 
 
-async def _unless_gone(answering: Any, receive: Receive) -> Any:
+async def _unless_gone(answering: Awaitable[_Answer], receive: Receive) -> _Answer:
     """Awaits an answer; a client that goes away meanwhile cancels it, and its queries."""
-    answer = asyncio.ensure_future(answering)
-    gone = asyncio.ensure_future(receive())  # the next message can only be a disconnect
+    watch = _Watch(receive)
     try:
-        await asyncio.wait([answer, gone], return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            raise ClientGone("the client went away")
-        return answer.result()
+        return await answering
+    except asyncio.CancelledError:
+        if not watch.is_gone:
+            raise
+        watch.task.uncancel()
+        raise ClientGone("the client went away") from None
     finally:
-        gone.cancel()
-        answer.cancel()
+        watch.end()
+
+
+class _Watch:
+    """Cancels the present task when its client goes away, from a moment on: most answers come
+    before, and need not pay for it.
+
+    Args:
+        receive: of ASGI; the next message can only be a disconnect.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # a coroutine is awaited
+        self.task = task
+        self.is_gone = False
+        self._receive = receive
+        self._watching: asyncio.Task[None] | None = None
+        self._beginning = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, self._begin)
+
+    def end(self) -> None:
+        self._beginning.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
+
+    def _begin(self) -> None:
+        self._watching = asyncio.ensure_future(self._wait())
+
+    async def _wait(self) -> None:
+        await self._receive()
+        self.is_gone = True
+        self.task.cancel()

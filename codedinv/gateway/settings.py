@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from codedinv.serving import Policy
+from codedinv.workers.batches import MOST_IN_A_BATCH
 
 if TYPE_CHECKING:
     from codedinv.workers.oip import Security
@@ -89,8 +90,8 @@ class ModelSettings(BaseModel):
     grouping: Literal["arrival", "alike"] = "arrival"
     fuse: bool = True
     fallback: Literal["light"] | None = None
-    max_batch: int = 1
-    max_queue_delay_us: int = 0
+    max_batch: int = Field(default=1, ge=1, le=MOST_IN_A_BATCH)
+    max_queue_delay_us: int = Field(default=0, ge=0)
     devices: str | tuple[str, ...] = "cpu"
     runtime: Literal["auto", "onnx", "torch"] = "auto"
     policy: Annotated[Policy, BeforeValidator(_policy)] = Policy()

@@ -264,6 +264,11 @@ class CodedModel:
         return self._hashes
 
     @property
+    def rebuildable(self) -> bool:
+        """Can torch modules be made of a bundle of this model by one who does not trust it?"""
+        return self._manifest.architecture.rebuildable(trust_factory=False)
+
+    @property
     def worth(self) -> Worth:
         """What the metadata say of the accuracy of reconstructed answers, and of its floor."""
         return worth_of(self.metadata)

@@ -106,7 +106,8 @@ def relative_error(content: bytes, x: NDArray[Any], expected: NDArray[Any]) -> f
     except Exception as error:  # each engine raises its own kinds, without a common base
         raise BundleError(
             f"the exported ONNX graph does not run for a batch of {len(x)}: {error}. Does the "
-            "network make a tensor of the batch's size, which the graph then keeps?"
+            "network make a tensor of the batch's size, which the graph then keeps? x.shape[0] is "
+            "followed by the exporter, len(x) is not"
         ) from error
     if got.shape != expected.shape:
         return float("inf")

@@ -57,8 +57,8 @@ def _mixed(error: Exception) -> Exception:
 def _what_to_do(what: str) -> str:
     gpu = _version("onnxruntime-gpu")
     return (
-        f"{what}: pip uninstall onnxruntime onnxruntime-gpu, then pip install --no-deps "
-        f"onnxruntime-gpu=={gpu}, which runs on the CPU too"
+        f"{what}: pip install --force-reinstall --no-deps onnxruntime-gpu=={gpu}, which runs on "
+        "the CPU too"
     )
 
 

@@ -96,7 +96,7 @@ class Deployments:
             scheme: in place of the one that all deployments have.
 
         Raises:
-            ValueError: scheme, fallback and model do not fit together.
+            ValueError: scheme, runtime, fallback and model do not fit together.
             BundleError: a folder that holds no sound bundle.
             CodedInvError: heads, encoder or fallback take too long.
         """
@@ -117,6 +117,7 @@ class Deployments:
         try_out(served, check.input_shape, self._start_timeout_s)
         if self._as_threads:
             return Deployment(model, served, _in_process(model, parities), check, None)
+        _check_runtime(model, self._runtime)
         temporary = None
         folder = model.folder
         if folder is None or is_temporary(folder):  # another server's, and gone when that closes
@@ -142,6 +143,16 @@ def _default_scheme(model: ServedModel) -> str:
     meant = getattr(model, "scheme", "invertible")
     own: str = getattr(model, "default_scheme", meant)
     return own
+
+
+def _check_runtime(model: ServedModel, runtime: Runtime) -> None:
+    """Refuses what would only be found by workers that do not start."""
+    if runtime == "torch" and not getattr(model, "rebuildable", True):
+        raise ValueError(
+            f"runtime: workers cannot make torch modules of {model.name!r}, which has ONNX graphs "
+            "alone or factories that they never call; expected runtime='onnx' (on a GPU with "
+            "onnxruntime-gpu)"
+        )
 
 
 def _warn_of_worth(model: ServedModel, chosen: str | Scheme) -> None:

@@ -45,6 +45,19 @@ def test_workers_may_be_addresses(tmp_path: Path) -> None:
     assert load_settings({}, file).models[0].workers == tuple(addresses)
 
 
+def test_workers_may_take_batches_and_have_devices(tmp_path: Path) -> None:
+    asked = {"max_batch": 8, "max_queue_delay_us": 200, "devices": ["cuda:0", "cuda:1"]}
+    models = [{"model": "fashion-mnist", "runtime": "torch", **asked}]
+    (model,) = load_settings({}, write(tmp_path, models=models)).models
+    assert (model.max_batch, model.max_queue_delay_us, model.runtime) == (8, 200, "torch")
+    assert model.devices == ("cuda:0", "cuda:1")
+    models[0]["max_batch"] = 65
+    with pytest.raises(
+        ValueError, match=r"models\.0\.max_batch: .*less than or equal to 64, got 65"
+    ):
+        load_settings({}, write(tmp_path, models=models))
+
+
 def test_workers_may_ask_for_certificates_and_a_token(tmp_path: Path) -> None:
     workers = ["grpcs://127.0.0.1:8001"]
     certificate, key = Authority(tmp_path).sign("gateway")

@@ -402,6 +402,15 @@ def test_a_model_that_is_worth_it_or_never_coded_is_served_without_a_word() -> N
             CodedServer(model, workers=2, backend="thread").close()
 
 
+# ---- workers
+
+
+def test_workers_that_would_need_torch_modules_are_refused_before_they_start(zoo: str) -> None:
+    for model in (made("vectors"), with_factories(zoo)):
+        with pytest.raises(ValueError, match=r"cannot make torch modules of 'mine'.*='onnx'"):
+            CodedServer(model, workers=1, runtime="torch")
+
+
 # ---- what is no model
 
 

@@ -155,7 +155,7 @@ def test_files_of_the_cpus_package_over_the_gpus_are_named(
     monkeypatch.syspath_prepend(tmp_path)
     why = why_no_cuda()
     assert "the files of onnxruntime (CPU) lie over those of onnxruntime-gpu" in why
-    assert "pip install --no-deps onnxruntime-gpu==1.31.1" in why
+    assert "pip install --force-reinstall --no-deps onnxruntime-gpu==1.31.1" in why
 
 
 def test_mixed_files_that_cannot_be_imported_are_named(tmp_path: Path) -> None:
@@ -169,4 +169,4 @@ def test_mixed_files_that_cannot_be_imported_are_named(tmp_path: Path) -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "its files are of two packages: pip uninstall onnxruntime onnxruntime-gpu" in done.stderr
+    assert "its files are of two packages: pip install --force-reinstall" in done.stderr
