@@ -49,7 +49,7 @@ def test_the_cheaper_of_two_equals_is_taken() -> None:
     assert choice.best is cheap
     assert choice.why.startswith("Serve guided, k = 10: with 5% of the results unavailable")
     assert "for 10% more work" in choice.why
-    assert "two copies would reach" in choice.why
+    assert "two copies of each would reach" in choice.why
 
 
 def test_a_dearer_one_is_taken_if_it_is_measurably_better() -> None:
