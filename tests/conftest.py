@@ -50,7 +50,10 @@ def build_small_model(code: Code, name: str = "small", linear: bool = False) -> 
         heads=heads,
         encoder=encoder,
         anchors_queries=torch.rand(code.k + 2, *INPUT_SHAPE),
-        metadata={"provenance": {"data_set": "fashion-mnist", "recipe": "random weights"}},
+        metadata={
+            "provenance": {"data_set": "fashion-mnist", "recipe": "random weights"},
+            "metrics": {"A_d": 50.0, "floor": 10.0},  # else a server would not reconstruct
+        },
     )
 
 

@@ -95,6 +95,10 @@ OutOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="`cpu` or `cuda`.")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(help="Of torch. Default: as many as there are idle cores, at least one."),
+]
 ResumeOption = Annotated[
     bool,
     typer.Option("--resume/--fresh", help="Go on from a checkpoint in the folder, or begin anew."),
@@ -338,7 +342,8 @@ def export_bundle(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Write a model as a bundle, its ONNX files made anew from the weights and checked.
+    """Write a model as a bundle, its ONNX files made anew from the weights and checked. Where the
+    bundle has ONNX graphs alone, they are written as they are.
 
     Each ONNX file is self-contained (without `--shared-weights`) and can be served by any ONNX
     server: backbone.onnx takes `query` to `embedding`, encoder.onnx `queries` to `parity_queries`,
@@ -382,12 +387,84 @@ def export_triton_repo(
     run_triton_export(model, out, backend.value, name, number, threads, json)
 
 
+@app.command()
+def fit(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="`package.module:callable` that returns (backbone, heads), torch modules, or one "
+            "module whose outputs are the classes; or an ONNX file."
+        ),
+    ],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="An .npz file with x_train, y_train, x_test, y_test; a folder of train.npz and "
+            "test.npz; of images train/CLASS/*.png, test/CLASS/*.png; or of IDX files."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for bundle, report.json, frontier.png and checkpoints.")
+    ],
+    k: Annotated[str, typer.Option("--k", help="Sizes of coding groups to try.")] = "4",
+    budget: Annotated[
+        str, typer.Option(help="What the front end may spend, as a share of the backbone's work.")
+    ] = "10%",
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="A state_dict of the trained model: .safetensors, or by torch.save."),
+    ] = None,
+    scheme: Annotated[
+        str | None,
+        typer.Option(help="Keep the best of this scheme, whatever others are worth."),
+    ] = None,
+    epochs: Annotated[
+        int, typer.Option(min=0, help="Train the model itself first, for so many epochs.")
+    ] = 0,
+    name: Annotated[str | None, typer.Option(help="Of the model; default: that of --out.")] = None,
+    unavailable: Annotated[
+        str, typer.Option(help="Share of results that do not come, at which ways are compared.")
+    ] = "5%",
+    light_epochs: Annotated[
+        int | None, typer.Option(min=1, help="Of the light model; default: by the data's size.")
+    ] = None,
+    encoder_steps: Annotated[
+        int | None, typer.Option(min=1, help="Of each encoder; default: by the data's size.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    resume: ResumeOption = True,
+    json: JsonOption = False,
+) -> None:
+    """Code a trained model of your own: try every scheme, print what each is worth, keep the best.
+
+    Fits a light model and, for each k, an encoder; the model itself stays as it is. Measures on the
+    test data what every scheme answers right, with and without failures, and what it costs. Writes
+    the bundle of the cheapest that none beats measurably, which `CodedServer` and `codedinv serve`
+    take as it is; that may be the advice not to code. docs/fit.md reads the table with you.
+
+    A fit that is killed goes on when the same command is given again, at most a minute back.
+    """
+    from codedinv.extras import require
+
+    require("torch")
+    from codedinv.cli.fit import run_fit
+
+    run_fit(
+        model, data, k, budget, out, name=name, weights=weights, unavailable=unavailable,
+        as_json=json, scheme=scheme, epochs=epochs, light_epochs=light_epochs,
+        encoder_steps=encoder_steps, seed=seed, device=device, threads=threads, resume=resume,
+    )  # fmt: skip
+
+
 @train.command("classifier")
 def train_classifier(
     recipe: RecipeOption = "fashion-mnist",
     data: DataOption = None,
     out: OutOption = None,
     device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
     resume: ResumeOption = True,
 ) -> None:
     """Train backbone and head, the first step; and the head alone on raw queries, their control.
@@ -397,7 +474,7 @@ def train_classifier(
     """
     from codedinv.cli.train import run_classifier
 
-    run_classifier(recipe, data, out, device, resume)
+    run_classifier(recipe, data, out, device, threads, resume)
 
 
 @train.command("light")
@@ -410,6 +487,7 @@ def train_light(
         typer.Option(help="Folder of the trained classifier; default: the one of --out."),
     ] = None,
     device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
     resume: ResumeOption = True,
 ) -> None:
     """Distil the light model from a trained classifier, and calibrate it.
@@ -420,7 +498,7 @@ def train_light(
     """
     from codedinv.cli.train import run_light
 
-    run_light(recipe, data, out, classifier, device, resume)
+    run_light(recipe, data, out, classifier, device, threads, resume)
 
 
 @train.command("encoder")
@@ -435,6 +513,7 @@ def train_encoder(
         ),
     ] = None,
     device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
     resume: ResumeOption = True,
 ) -> None:
     """Train the encoder for a trained classifier, evaluate, and write the bundle.
@@ -444,4 +523,4 @@ def train_encoder(
     """
     from codedinv.cli.train import run_encoder
 
-    run_encoder(recipe, data, out, classifier, device, resume)
+    run_encoder(recipe, data, out, classifier, device, threads, resume)

@@ -14,19 +14,20 @@ from codedinv.triton_repo import Backend, write_repository
 
 
 def run_export(name_or_folder: str, out: Path, shared_weights: bool, as_json: bool) -> None:
-    """Loads a model's weights into torch, exports and checks every network, writes a bundle."""
-    model = CodedModel.load(name_or_folder, runtime="torch")
+    """Writes a bundle anew: every network exported from torch and checked, where the bundle says
+    how torch modules are rebuilt; else its ONNX graphs as they are."""
+    model = CodedModel.load(name_or_folder)
     folder = model.save(out, shared_weights)
     sizes, onnx = file_sizes(folder), model.metadata["onnx"]
     if as_json:
         print(json.dumps({"folder": str(folder), "files": sizes, "onnx": onnx}, indent=1))
         return
-    table = Table(title=f"{model.name} in {folder} (ONNX opset {onnx['opset']})")
+    table = Table(title=f"{model.name} in {folder}")
     table.add_column("file")
     table.add_column("MB", justify="right")
     table.add_column("largest difference from torch, of the largest output", justify="right")
     for name, size in sizes.items():
-        error = onnx["relative_error"].get(name)
+        error = onnx.get("relative_error", {}).get(name)
         table.add_row(name, f"{size / 1e6:.3f}", "" if error is None else f"{error:.1e}")
     Console().print(table)
 

@@ -45,6 +45,8 @@ def describe(model: CodedModel) -> dict[str, Any]:
             "condition_number": model.code.condition_number(),
         },
         "scheme": model.scheme,
+        "default_scheme": model.default_scheme,
+        "objection": model.worth.objection,
         "fusion": None if model.fusion is None else dict(model.fusion.weights),
         "input_shape": list(model.input_shape),
         "embedding_shape": list(model.embedding_shape),
@@ -77,7 +79,10 @@ def _print_tables(description: dict[str, Any]) -> None:
     code, macs = description["code"], description["macs"]
     k = code["k"]
     table = Table(title=f"{description['name']}  ({description['folder']})", show_header=False)
-    table.add_row("scheme", description["scheme"])
+    scheme, default = description["scheme"], description["default_scheme"]
+    if default != scheme:
+        scheme += f"; a server takes {default!r} unless told, for {description['objection']}"
+    table.add_row("scheme", scheme)
     table.add_row("code", f"n = {code['n']}, k = {k}, r = {code['r']}")
     table.add_row("query", _shape(description["input_shape"]))
     table.add_row("embedding", _shape(description["embedding_shape"]))

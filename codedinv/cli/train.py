@@ -29,6 +29,7 @@ from codedinv.training.encoder import fit_encoder, recipe_code
 from codedinv.training.learnt import load_training_queries, recipe_examples
 from codedinv.training.light import fit_light, load_light
 from codedinv.training.recipe import Recipe, load_recipe
+from codedinv.training.threads import use_threads
 from codedinv.verification.calibrate import calibrate
 
 # The training commands of a bundle, in order; kept in its provenance.
@@ -57,8 +58,10 @@ class _Job:
         out: Path | None,
         classifier: Path | None,
         device: str,
+        threads: int | None,
         resume: bool,
     ) -> _Job:
+        use_threads(threads)
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device: torch finds no CUDA device here")
         if device not in ("cpu", "cuda"):
@@ -119,10 +122,15 @@ class _Job:
 
 
 def run_classifier(
-    recipe_name: str, folder: Path | None, out: Path | None, device: str, resume: bool
+    recipe_name: str,
+    folder: Path | None,
+    out: Path | None,
+    device: str,
+    threads: int | None,
+    resume: bool,
 ) -> None:
     """Trains backbone and head of a recipe, and the head alone as their control."""
-    job = _Job.prepared(recipe_name, folder, out, None, device, resume)
+    job = _Job.prepared(recipe_name, folder, out, None, device, threads, resume)
     job.note_command("classifier")
     fit_classifier(job.recipe, job.out, folder, device, resume)
     _train_head_alone(job)
@@ -135,6 +143,7 @@ def run_light(
     out: Path | None,
     classifier: Path | None,
     device: str,
+    threads: int | None,
     resume: bool,
 ) -> None:
     """Trains the light model of a recipe; a guided one is complete then, and becomes a bundle.
@@ -142,7 +151,7 @@ def run_light(
     Raises:
         ValueError: the recipe has no [light], or its classifier has not been trained.
     """
-    job = _Job.prepared(recipe_name, folder, out, classifier, device, resume)
+    job = _Job.prepared(recipe_name, folder, out, classifier, device, threads, resume)
     backbone, head = job.classifier(recipe_name)
     job.note_command("light")
     light = _light_of(job, backbone, head)
@@ -160,6 +169,7 @@ def run_encoder(
     out: Path | None,
     classifier: Path | None,
     device: str,
+    threads: int | None,
     resume: bool,
 ) -> None:
     """Trains the encoder of a recipe, evaluates the model and writes its bundle.
@@ -168,7 +178,7 @@ def run_encoder(
         ValueError: the classifier has not been trained, or by another recipe; or the recipe is
             for a scheme without an encoder.
     """
-    job = _Job.prepared(recipe_name, folder, out, classifier, device, resume)
+    job = _Job.prepared(recipe_name, folder, out, classifier, device, threads, resume)
     if job.recipe.scheme == "guided":
         raise ValueError(
             f"--recipe: {recipe_name} is guided and has no encoder; its bundle is written by: "

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from codedinv.experiments.accuracy import Accuracy, Progress, evaluate
 from codedinv.experiments.degraded import Known
-from codedinv.experiments.intervals import Estimate, interval
+from codedinv.experiments.intervals import Estimate, difference, interval
 from codedinv.experiments.overall import Answers, always, arrives
 from codedinv.fitting.settings import AT, GROUPINGS
 from codedinv.model import CodedModel
@@ -95,7 +95,9 @@ class Measured:
         self.unavailable = unavailable
         self.exact: NDArray[np.bool_] = known.exact.argmax(axis=1) == labels
         self.light: NDArray[np.bool_] = known.light.argmax(axis=1) == labels
-        self.normal = interval(self.exact, np.arange(len(labels)))
+        images = np.arange(len(labels))
+        self.normal = interval(self.exact, images)
+        self.worth = difference(self.exact.astype(np.float64) - self.light, images)
 
     def candidate(
         self,

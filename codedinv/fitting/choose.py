@@ -23,7 +23,9 @@ class Choice:
     why: str
 
 
-def choose(candidates: Sequence[Candidate], unavailable: float) -> Choice:
+def choose(
+    candidates: Sequence[Candidate], unavailable: float, worth: Estimate, scheme: str | None = None
+) -> Choice:
     """The cheapest candidate that none beats measurably.
 
     From the cheapest on, a candidate takes the place of the best so far where its A_o is better by
@@ -34,7 +36,14 @@ def choose(candidates: Sequence[Candidate], unavailable: float) -> Choice:
     Args:
         candidates: with the one that falls back.
         unavailable: share of unavailable results that they were compared at.
+        worth: A_n minus the light model's accuracy: what the workers are for.
+        scheme: that was asked for; the best of it is taken, whatever it is worth.
+
+    Raises:
+        ValueError: there is no candidate of that scheme.
     """
+    if scheme is not None:
+        return _best_of(scheme, candidates, unavailable)
     affordable = sorted(
         (one for one in candidates if one.scheme != "replication"),
         key=lambda one: (one.workers, one.front_end, one.fused, one.grouping == "alike"),
@@ -43,16 +52,42 @@ def choose(candidates: Sequence[Candidate], unavailable: float) -> Choice:
     for one in affordable[1:]:
         if better_by(one.by_image, best.by_image).low > 0:
             best = one
-    return Choice(best, _why(best, affordable, candidates, unavailable))
+    return Choice(best, _why(best, affordable, candidates, unavailable, worth))
+
+
+def _best_of(scheme: str, candidates: Sequence[Candidate], at: float) -> Choice:
+    own = [one for one in candidates if one.scheme == scheme]
+    if not own:
+        raise ValueError(f"scheme: no model of {scheme!r} could be made; see what was left out")
+    best = max(own, key=lambda one: one.overall[at].mean)
+    fallback = next(one for one in candidates if one.scheme == "uncoded")
+    gain = better_by(best.by_image, fallback.by_image)
+    verdict = "" if gain.low > 0 else " That is not measurably better: do not code, fall back."
+    return Choice(
+        best,
+        f"Serve {best.title}, as {scheme} was asked for: with {at:.0%} of the results unavailable "
+        f"it answers {_percent(best.overall[at])} right, {_points(gain)} over falling back to the "
+        f"light model.{verdict}",
+    )
 
 
 def _why(
-    best: Candidate, affordable: Sequence[Candidate], all_: Sequence[Candidate], at: float
+    best: Candidate,
+    affordable: Sequence[Candidate],
+    all_: Sequence[Candidate],
+    at: float,
+    worth: Estimate,
 ) -> str:
     fallback = affordable[0]
     where = f"with {at:.0%} of the results unavailable"
     if best is fallback:
         rivals = [one for one in affordable if one is not fallback]
+        if worth.low <= 0:
+            return (
+                "Do not code: fall back to the light model, which answers as well as the backbone "
+                f"as far as these examples tell (the backbone is {_points(worth)} better); there "
+                "is nothing for redundancy to save. Consider serving the light model alone."
+            )
         if not rivals:
             return "Do not code: no scheme with redundancy could be made for this model."
         rival = max(rivals, key=lambda one: one.overall[at].mean)

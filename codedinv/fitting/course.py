@@ -15,7 +15,7 @@ from torch import nn
 from codedinv.coding import Code
 from codedinv.experiments.accuracy import known_of
 from codedinv.experiments.fusing import fit_fusion
-from codedinv.experiments.intervals import difference, interval
+from codedinv.experiments.intervals import interval
 from codedinv.experiments.receipts import circumstances
 from codedinv.fitting.candidates import Candidate, Measured, coded, guided, without_code
 from codedinv.fitting.choose import choose
@@ -67,7 +67,7 @@ class Course:
                 self._say(f"measuring {model.scheme}, k = {k}")
                 measure = guided if model.scheme == "guided" else coded
                 candidates += measure(measured, model, queries, settings.seed, self._quietly)
-        choice = choose(candidates, settings.unavailable)
+        choice = choose(candidates, settings.unavailable, measured.worth, settings.scheme)
         report = self._report(measured, candidates, choice.best, choice.why, omitted, started)
         return self._finished(models, report, light), report
 
@@ -90,6 +90,12 @@ class Course:
     def _models_of(self, k: int, light: nn.Module, omitted: dict[str, str]) -> Iterator[CodedModel]:
         """The guided and the coded model of groups of k."""
         yield self._model("guided", k, light)
+        if not self.subject.parts.differentiable:
+            omitted["code"] = (
+                "an encoder learns by gradients through the backbone, which an ONNX file does not "
+                "give; give its torch modules"
+            )
+            return
         place = self.settings.ks.index(k) + 2
         title = f"encoder, k = {k} ({place} of {1 + len(self.settings.ks)})"
         out = self.work / f"encoder-k{k}"
@@ -122,18 +128,17 @@ class Course:
         metadata: Mapping[str, Any] | None = None,
     ) -> CodedModel:
         subject = self.subject
-        return CodedModel.from_modules(
+        more: dict[str, Any] = {} if encoder is None else {"encoder": encoder}
+        return subject.parts.model(
+            light,
             name=self.settings.name,
             code=Code.uniform(k),
-            backbone=subject.backbone,
-            heads=subject.heads,
-            encoder=encoder,
-            anchors_queries=anchors_of(subject.train, max(16, k - 1), self.settings.seed),
+            anchors_queries=anchors_of(subject.train, self.settings),
             metadata=metadata,
-            light=light,
             fusion=fusion,
             scheme=scheme,
             input_range=subject.train.input_range,
+            **more,
         )
 
     def _finished(
@@ -149,6 +154,7 @@ class Course:
                 "unit": "percent",
                 "A_n": best.normal.mean,
                 "A_d": best.degraded.mean,
+                "floor": report.light.mean,  # below it nothing is worth reconstructing
                 "images": report.examples,
                 "interval95": {
                     name: [found.low, found.high]
@@ -187,7 +193,7 @@ class Course:
             why=why,
             unavailable=at,
             light=interval(measured.light, images),
-            worth=difference(measured.exact.astype(np.float64) - measured.light, images),
+            worth=measured.worth,
             light_over_backbone=fallback.front_end_lost,
             omitted=omitted,
             examples=len(images),

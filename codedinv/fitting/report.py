@@ -95,7 +95,7 @@ class Report:
             "A_d, %", *(f"A_o, {share:.0%}" for share in shares),
             "workers", "front end", "if lost",
         ):  # fmt: skip
-            table.add_column(heading, justify="right")
+            table.add_column(heading, justify="right", no_wrap=True)
         for one in self.candidates:
             table.add_row(
                 one.title,
@@ -111,8 +111,8 @@ class Report:
     def _caption(self) -> str:
         lines = [
             f"Light model: {_with_half(self.light)} % for {self.light_over_backbone:.1%} of f's "
-            f"work; f is worth {_with_half(self.worth)} points over it.\nCosts, for each query (and "
-            "each lost one), are shares of one backbone call.",
+            f"work; f is worth {_with_half(self.worth)} points over it.",
+            "Costs, for each query and each lost one, are shares of one backbone call.",
             *(f"Left out: {what}: {why}" for what, why in self.omitted.items()),
         ]
         return "\n".join(lines)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from codedinv.model.manifest import SCHEMES
+from codedinv.model.names import check_name
+
 HELD_OUT = 0.1  # of the training examples: they calibrate what the others have taught
 AT = (0.01, 0.05, 0.10)  # shares of unavailable results at which A_o is reported
 GROUPINGS = 3
@@ -22,7 +25,7 @@ class Settings:
         seed: of everything random.
         unavailable: share of results that do not come, for which the best is chosen.
         light_epochs, encoder_steps: None: as many as the data call for.
-        grouping: whether alike groups may be chosen among 16 k queries, as a busy server can.
+        scheme: that the best is chosen of; None: of all.
     """
 
     ks: tuple[int, ...]
@@ -32,6 +35,7 @@ class Settings:
     unavailable: float = 0.05
     light_epochs: int | None = None
     encoder_steps: int | None = None
+    scheme: str | None = None
 
     @classmethod
     def checked(
@@ -43,12 +47,14 @@ class Settings:
         unavailable: float,
         light_epochs: int | None,
         encoder_steps: int | None,
+        scheme: str | None,
     ) -> Settings:
         """Settings as a user gives them.
 
         Raises:
             ValueError: names the argument, what was expected and what came.
         """
+        check_name(name)
         ks = (k,) if isinstance(k, int) else tuple(k)
         if not ks or any(not isinstance(one, int) or one < 2 for one in ks):
             raise ValueError(f"k: expected group sizes of 2 or more, got {k!r}")
@@ -62,14 +68,17 @@ class Settings:
         for what, value in (("light_epochs", light_epochs), ("encoder_steps", encoder_steps)):
             if value is not None and value < 1:
                 raise ValueError(f"{what}: expected 1 or more, got {value}")
+        if scheme is not None and scheme not in SCHEMES:
+            raise ValueError(f"scheme: expected one of {', '.join(SCHEMES)}, got {scheme!r}")
         return cls(
-            tuple(sorted(set(ks))), budget, name, seed, unavailable, light_epochs, encoder_steps
-        )
+            tuple(sorted(set(ks))), budget, name, seed, unavailable, light_epochs, encoder_steps,
+            scheme,
+        )  # fmt: skip
 
     def epochs_of_light(self, learnt: int) -> int:
         """Passes over the training examples: more over few than over many."""
-        return self.light_epochs or max(12, min(80, round(300_000 / learnt)))
+        return self.light_epochs or max(12, min(40, round(100_000 / learnt)))
 
     def steps_of_encoder(self, learnt: int, groups_per_step: int) -> int:
-        """Steps of an encoder: thirty passes or so, never few, never endless."""
-        return self.encoder_steps or max(400, min(4000, 30 * learnt // groups_per_step))
+        """Steps of an encoder: enough for the data, never few, never endless."""
+        return self.encoder_steps or max(400, min(4000, 10 * learnt // groups_per_step))

@@ -2,28 +2,93 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from torch import nn
 
 from codedinv.coding import Code
-from codedinv.fitting.settings import Settings
+from codedinv.data import Examples
+from codedinv.fitting.parts import as_modules
+from codedinv.fitting.settings import HELD_OUT, Settings
 from codedinv.fitting.subject import Subject
 from codedinv.nn import encoder_for, light_for
+from codedinv.training.classifier import classifier_training
 from codedinv.training.draws import classes_of
 from codedinv.training.encoder import EncoderLosses, encoder_training
 from codedinv.training.identity import module_print
+from codedinv.training.learnt import split_off
 from codedinv.training.lessons import Lessons
 from codedinv.training.light import best_temperature, light_training
 from codedinv.training.loop import train
 from codedinv.training.measures import accuracy, degraded_accuracy
-from codedinv.training.recipe import EncoderRecipe, LightRecipe
+from codedinv.training.recipe import ClassifierRecipe, EncoderRecipe, LightRecipe
 
 _LIGHT_SHARE = 0.5  # of the budget
 _GROUPS_PER_STEP = 48
 _SCORED = 2000  # test examples for the history of a training
+
+
+def fit_classifier(
+    backbone: Any,
+    heads: Any,
+    learnt: Examples,
+    test: Examples,
+    epochs: int,
+    settings: Settings,
+    out: Path,
+    device: str,
+    resume: bool,
+    console: Console,
+) -> tuple[nn.Module, dict[str, nn.Module]]:
+    """Trained copies of f and its one head, by the cross entropy of the labels.
+
+    Raises:
+        ValueError: there are several heads, but labels are of one task.
+    """
+    backbone, heads = as_modules(backbone, heads)
+    if len(heads) > 1:
+        raise ValueError(
+            f"epochs: labels are of one task, so {list(heads)} cannot all be trained here; give "
+            "the model trained"
+        )
+    (task, head), target = next(iter(heads.items())), torch.device(device)
+    backbone, head = (copy.deepcopy(module).to(target) for module in (backbone, head))
+    queries, _ = split_off(learnt, HELD_OUT, settings.seed, target)
+    with torch.no_grad():
+        outputs = int(head.eval()(backbone.eval()(queries.queries(slice(2)))).shape[1])
+    for part in (learnt, test):
+        part.check_fit(outputs=outputs)
+    recipe = ClassifierRecipe.model_validate(
+        {
+            "epochs": epochs,
+            "mixup_share": 0,
+            "flip": False,
+            "autocast": False,
+            "batch_size": min(128, max(16, len(queries) // 16)),
+            "shift": 1 if queries.inputs.ndim == 4 else 0,
+        }
+    )
+    torch.manual_seed(settings.seed)
+    scored = test.part(slice(_SCORED))
+    training = classifier_training(
+        backbone,
+        head,
+        Lessons(queries, recipe, settings.seed, None, outputs),
+        recipe,
+        title="the model itself",
+        evaluate=lambda: {"normal_accuracy": accuracy(backbone, head, scored)},
+        about={
+            "seed": settings.seed,
+            "data": queries.print(),
+            "untrained": module_print(backbone) + module_print(head),
+        },
+    )
+    train(training, out, resume, console)
+    return backbone.cpu().eval(), {task: head.cpu().eval()}
 
 
 def fit_light(
@@ -35,12 +100,14 @@ def fit_light(
         ValueError: the budget does not pay for one.
     """
     learnt, tasks = subject.learnt, list(subject.plain.tasks.values())
-    recipe = LightRecipe(
-        budget=_LIGHT_SHARE * settings.budget,
-        epochs=settings.epochs_of_light(len(learnt)),
-        batch_size=min(128, max(16, len(learnt) // 16)),
-        flip=subject.views == 2,
-        shift=1 if learnt.inputs.ndim == 4 else 0,
+    recipe = LightRecipe.model_validate(
+        {
+            "budget": _LIGHT_SHARE * settings.budget,
+            "epochs": settings.epochs_of_light(len(learnt)),
+            "batch_size": min(128, max(16, len(learnt) // 16)),
+            "flip": subject.views == 2,
+            "shift": 1 if learnt.inputs.ndim == 4 else 0,
+        }
     )
     torch.manual_seed(settings.seed + 2)
     light = light_for(
@@ -82,12 +149,14 @@ def fit_encoder(
         ValueError: the budget does not pay for one.
     """
     learnt, tasks, code = subject.learnt, list(subject.plain.tasks.values()), Code.uniform(k)
-    recipe = EncoderRecipe(
-        k=k,
-        steps=settings.steps_of_encoder(len(learnt), _GROUPS_PER_STEP),
-        groups_per_step=_GROUPS_PER_STEP,
-        flip=subject.views == 2,
-        autocast=False,
+    recipe = EncoderRecipe.model_validate(
+        {
+            "k": k,
+            "steps": settings.steps_of_encoder(len(learnt), _GROUPS_PER_STEP),
+            "groups_per_step": _GROUPS_PER_STEP,
+            "flip": subject.views == 2,
+            "autocast": False,
+        }
     )
     torch.manual_seed(settings.seed + 1)
     in_unit = subject.train.input_range is not None

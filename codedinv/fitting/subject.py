@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
 
 from codedinv.coding import Code
 from codedinv.data import Examples
+from codedinv.fitting.parts import Parts
 from codedinv.fitting.settings import HELD_OUT, Settings
 from codedinv.model import CodedModel
-from codedinv.training.fixed import AllHeads, FixedClassifier
+from codedinv.training.fixed import FixedClassifier
 from codedinv.training.learnt import LabelledQueries, check_classes, split_off
 
 _ANCHORS = 16
 _LARGEST_CACHE = 2**30  # bytes of embeddings that are kept
 _MIRROR_MAY_COST = 1.0  # points of accuracy by which f may be worse on mirrored images
+_BATCH = 500
 
 
 @dataclass(frozen=True)
@@ -27,18 +28,17 @@ class Subject:
     """A model that is to be coded, and what it is coded with.
 
     Attributes:
-        backbone, heads: torch modules, as they were given.
+        parts: f and g as they were given.
         plain: the model without any redundancy.
         fixed: f and all of g, as training sees them.
         learnt: examples that light model and encoders learn from.
         held_out: training examples that nothing learns from, for calibration.
-        test: examples that everything is measured on.
+        train, test: all examples; everything is measured on the latter.
         views: 2 for images that f takes mirrored as well, else 1.
         device: where training happens.
     """
 
-    backbone: nn.Module
-    heads: Mapping[str, nn.Module]
+    parts: Parts
     plain: CodedModel
     fixed: FixedClassifier
     learnt: LabelledQueries
@@ -49,77 +49,42 @@ class Subject:
     device: torch.device
 
     @property
-    def outputs(self) -> int:
-        """Classes of the first task, the one that has labels."""
-        return next(iter(self.plain.tasks.values()))
-
-    @property
     def work(self) -> int:
         """F: multiply-accumulates of one backbone call."""
         return int(self.plain.metadata["macs"]["backbone"])
 
     @classmethod
     def checked(
-        cls,
-        backbone: Any,
-        heads: Any,
-        train: Examples,
-        test: Examples,
-        settings: Settings,
-        device: str,
+        cls, parts: Parts, train: Examples, test: Examples, settings: Settings, device: str
     ) -> Subject:
         """Checks that model and data fit together.
 
         Raises:
-            TypeError: backbone or heads are no torch modules.
-            ValueError: they do not fit together, or there are too few examples.
+            ValueError: they do not, or there are too few examples.
         """
-        backbone, heads = _as_modules(backbone, heads)
-        _check_amounts(train, test, settings)
         target = torch.device(device)
-        anchors = anchors_of(train, max(_ANCHORS, max(settings.ks) - 1), settings.seed)
-        plain = CodedModel.from_modules(
+        plain = parts.model(
             name=settings.name,
             code=Code.uniform(settings.ks[0]),
-            backbone=backbone,
-            heads=heads,
-            encoder=None,
-            anchors_queries=anchors,
+            anchors_queries=anchors_of(train, settings),
             scheme="uncoded",
         )
-        outputs = next(iter(plain.tasks.values()))
-        if outputs < 2:
-            raise ValueError(
-                f"heads: {next(iter(heads))!r} has one output; fit compares accuracies of classes, "
-                "so regression has to be coded by hand (CodedModel.from_modules)"
-            )
+        outputs = _check_model(plain)
         for part in (train, test):
             part.check_fit(plain.input_shape, outputs)
         learnt, held_out = split_off(train, HELD_OUT, settings.seed, target)
-        fixed = FixedClassifier.of(backbone, AllHeads(heads), target)
+        fixed = parts.fixed(plain, target)
         views = 2 if _mirrors(fixed, held_out, outputs) else 1
         learnt = _affordable(learnt, int(np.prod(plain.embedding_shape)) * views)
-        return cls(
-            backbone, heads, plain, fixed, learnt, held_out, train, test, views, target
-        )  # fmt: skip
+        return cls(parts, plain, fixed, learnt, held_out, train, test, views, target)
 
 
-def anchors_of(train: Examples, count: int, seed: int) -> np.ndarray:
-    """Queries that fill the free slots of partial groups: drawn from the training examples."""
-    picked = np.random.default_rng(seed).choice(len(train), count, replace=len(train) < count)
-    return train.queries(picked)
+def check_amounts(train: Examples, test: Examples, settings: Settings) -> None:
+    """Refuses data of which nothing can be said, before anything is done.
 
-
-def _as_modules(backbone: Any, heads: Any) -> tuple[nn.Module, dict[str, nn.Module]]:
-    if not isinstance(backbone, nn.Module):
-        raise TypeError(f"backbone: expected a torch module, got {type(backbone).__name__}")
-    named = {"label": heads} if isinstance(heads, nn.Module) else dict(heads or {})
-    if not named or not all(isinstance(head, nn.Module) for head in named.values()):
-        raise TypeError(f'heads: expected torch modules by task, {{"label": g}}, got {heads!r}')
-    return backbone, named
-
-
-def _check_amounts(train: Examples, test: Examples, settings: Settings) -> None:
+    Raises:
+        ValueError: too few examples, or test queries of another shape.
+    """
     check_classes(train)
     needed = max(10 * max(settings.ks), 100)
     for part in (train, test):
@@ -128,11 +93,33 @@ def _check_amounts(train: Examples, test: Examples, settings: Settings) -> None:
                 f"{part.source}: expected at least {needed} examples for groups of "
                 f"{max(settings.ks)}, got {len(part)}; nothing can be said of fewer"
             )
-    if train.input_shape != test.input_shape:
+    test.check_fit(train.input_shape)
+
+
+def anchors_of(train: Examples, settings: Settings) -> NDArray[np.float32]:
+    """Queries that fill the free slots of partial groups: drawn from the training examples."""
+    count = max(_ANCHORS, max(settings.ks) - 1)
+    return train.queries(np.random.default_rng(settings.seed).choice(len(train), count))
+
+
+def _check_model(plain: CodedModel) -> int:
+    """Classes of the first task, the one that labels are of.
+
+    Raises:
+        ValueError: it has one output, or a backbone without any work.
+    """
+    task, outputs = next(iter(plain.tasks.items()))
+    if outputs < 2:
         raise ValueError(
-            f"{test.source}: expected queries {list(train.input_shape)}, as in {train.source}, "
-            f"got {list(test.input_shape)}"
+            f"heads: {task!r} has one output; fit compares accuracies of classes, so a model of "
+            "numbers has to be coded by hand (CodedModel.from_modules)"
         )
+    if not plain.metadata["macs"]["backbone"]:
+        raise ValueError(
+            "backbone: it multiplies nothing, so workers would have nothing to do; put the network "
+            "into the backbone and the last layer into the head"
+        )
+    return outputs
 
 
 @torch.no_grad()
@@ -148,7 +135,7 @@ def _mirrors(fixed: FixedClassifier, held_out: LabelledQueries, outputs: int) ->
 
 
 def _classes(fixed: FixedClassifier, of: LabelledQueries, outputs: int) -> torch.Tensor:
-    parts = (of.queries(slice(at, at + 500)) for at in range(0, len(of), 500))
+    parts: Any = (of.queries(slice(at, at + _BATCH)) for at in range(0, len(of), _BATCH))
     return torch.cat([fixed.head(fixed.backbone(x))[:, :outputs].argmax(1) for x in parts])
 
 

@@ -63,10 +63,8 @@ def model_statistics(hosted: HostedModel, snapshot: Snapshot | None) -> dict[str
     Args:
         snapshot: of its server; None: it is not loaded.
     """
-    queue = snapshot.queue_wait if snapshot is not None else None
-    counts = (queue.count, queue.sum) if queue is not None else (0, 0.0)
     return {
         "name": hosted.name,
         "version": hosted.version,
-        **hosted.statistics.to_dict(*counts),
+        **hosted.statistics.to_dict(*hosted.queue_waits(snapshot)),
     }

@@ -39,15 +39,18 @@ class HostedModel:
         name: str,
         settings: ModelSettings | None = None,
         server: CodedServer | None = None,
+        tracing: bool = False,
     ) -> None:
         self.name = name
         self.server = server
         self.state = "READY" if server is not None else "UNAVAILABLE"
         self.reason = "" if server is not None else "not loaded yet"
         self.statistics = Statistics()
+        self._tracing = tracing
         self._settings = settings  # None: somebody else owns the server
         self._changing = asyncio.Lock()
         self._next_load: asyncio.Task[None] | None = None  # it waits for its turn
+        self._waits = (0, 0.0)  # for workers, at servers before this one, less warm-ups
         self._is_over = False
         self.is_wanted = True
 
@@ -81,6 +84,19 @@ class HostedModel:
             return self.server.snapshot()
         return await asyncio.to_thread(self.server.snapshot)
 
+    def queue_waits(self, snapshot: Snapshot | None) -> tuple[int, float]:
+        """Queries that waited for a worker, and how long in sum (seconds), since the model was
+        first loaded; the gateway's own at the start are not among them.
+
+        Args:
+            snapshot: of its server; None: it is not loaded.
+        """
+        count, seconds = self._waits
+        if snapshot is not None:
+            count += snapshot.queue_wait.count
+            seconds += snapshot.queue_wait.sum
+        return max(0, count), max(0.0, seconds)
+
     async def load(self) -> None:
         """Loads the model, or, if it is loaded, replaces it by its bundle as it is now, while
         queries go on. All who ask before it begins get the same one.
@@ -105,7 +121,7 @@ class HostedModel:
                 return
             self.state, self.reason = "UNLOADING", "unloading"
             try:
-                await server.__aexit__(None, None, None)
+                await self._close(server)
             finally:
                 self.server, self.state, self.reason = None, "UNAVAILABLE", "unloaded"
             _log.info("unloaded", extra={"model": self.name})
@@ -146,12 +162,22 @@ class HostedModel:
             await server.reload_async(model)
             return
         self.server = await self._warm_server(model)
-        await server.__aexit__(None, None, None)
+        await self._close(server)
 
     async def _warm_server(self, model: Any) -> CodedServer:
-        server = await _started(self._own(), model)
+        server = await _started(self._own(), model, self._tracing)
         await _warm(server)
+        self._count_waits(server, -1)
         return server
+
+    async def _close(self, server: CodedServer) -> None:
+        await server.__aexit__(None, None, None)
+        self._count_waits(server, +1)
+
+    def _count_waits(self, server: CodedServer, sign: int) -> None:
+        waits = server.snapshot().queue_wait
+        count, seconds = self._waits
+        self._waits = count + sign * waits.count, seconds + sign * waits.sum
 
     def _own(self) -> ModelSettings:
         if self._settings is None:
@@ -225,7 +251,7 @@ class HostedModels:
         ]
 
 
-async def _started(settings: ModelSettings, model: Any) -> CodedServer:
+async def _started(settings: ModelSettings, model: Any, tracing: bool) -> CodedServer:
     """A server in this event loop; it starts in a thread, which may take seconds."""
     server = await asyncio.to_thread(
         CodedServer,
@@ -242,6 +268,7 @@ async def _started(settings: ModelSettings, model: Any) -> CodedServer:
         devices=settings.devices,
         runtime=settings.runtime,
         security=settings.security_of_workers,
+        tracing=tracing,
     )
     return await server.__aenter__()
 

@@ -28,10 +28,12 @@ class Limits:
     Attributes:
         max_body_bytes: of its message, over HTTP also after decompression.
         max_batch: queries in it.
+        max_total_body_bytes: of all messages at a time.
     """
 
     max_body_bytes: int = 64 * 2**20
     max_batch: int = 256
+    max_total_body_bytes: int = 512 * 2**20
 
 
 def check_json_size(hosted: HostedModel, size: int, limits: Limits) -> None:

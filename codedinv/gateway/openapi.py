@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from codedinv import __version__
@@ -25,8 +26,12 @@ _DATATYPES = (
 )
 
 
-def describe() -> Json:
-    """The document."""
+def describe(models: Sequence[str]) -> Json:
+    """The document.
+
+    Args:
+        models: names of those that are served.
+    """
     model = "/v2/models/{name}"
     paths: Json = {}
     for base in (model, model + "/versions/{version}"):
@@ -65,6 +70,10 @@ def describe() -> Json:
     ):
         path = f"/v2/repository/models/{{name}}/{verb}"
         paths[path] = _path(path, post=_operation(text, body={"type": "object"}))
+    for path in paths.values():
+        for parameter in path.get("parameters", ()):
+            if parameter["name"] == "name":
+                parameter["schema"] = {"type": "string", "enum": list(models)}
     return {
         "openapi": "3.1.0",
         "info": {"title": "codedinv gateway", "version": __version__},

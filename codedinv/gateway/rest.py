@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.routing import Route, Router
 
 from codedinv.gateway import pages
 from codedinv.gateway.access import Access, Scope, Send, Token, send_body, send_json
-from codedinv.gateway.bodies import ClientGone, Receive, compressed, read_body
+from codedinv.gateway.bodies import Bodies, ClientGone, Receive, compressed, read_body
 from codedinv.gateway.descriptions import (
     HTTP_EXTENSIONS,
     model_config,
@@ -20,18 +20,21 @@ from codedinv.gateway.descriptions import (
 )
 from codedinv.gateway.errors import MethodNotAllowed, NotFound, RequestError, Unavailable
 from codedinv.gateway.exposition import exposition
-from codedinv.gateway.hosted import HostedModel, HostedModels
+from codedinv.gateway.hosted import INPUT, HostedModel, HostedModels
 from codedinv.gateway.inference import Limits, check_json_size, infer
 from codedinv.gateway.openapi import describe
+from codedinv.gateway.tracing import RequestTracing
 from codedinv.gateway.traffic import Traffic
 from codedinv.oip import rest
 from codedinv.serving import CodedServer
 
 Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
+_Answer = TypeVar("_Answer")
 
 OPEN_PATHS = frozenset({"/", "/v2/health/live", "/v2/health/ready"})
 _HEADER_LENGTH = rest.HEADER_LENGTH.lower().encode()
 _MOST_OBJECT_BYTES = 64 * 2**10  # of a request that has no tensors
+_WATCH_AFTER_S = 0.01
 _VARY = (b"vary", b"accept-encoding")
 
 
@@ -41,6 +44,7 @@ def create_app(
     token: str | None = None,
     max_body_bytes: int = Limits.max_body_bytes,
     max_batch: int = Limits.max_batch,
+    tracing: bool = False,
 ) -> Any:
     """An ASGI application that answers for servers of yours, to run or to mount in another:
     `fastapi_app.mount("/models", create_app(server))`.
@@ -52,9 +56,12 @@ def create_app(
         token: of `Authorization: Bearer TOKEN`; None: nobody is asked for it.
         max_body_bytes: of a request, also after decompression.
         max_batch: queries in a request.
+        tracing: makes OpenTelemetry spans of inference requests, and of their queries in servers
+            that have `tracing` too.
     """
     models = HostedModels.of(servers)
-    return build_app(models, Limits(max_body_bytes, max_batch), Traffic(), Token(token))
+    limits = Limits(max_body_bytes, max_batch)
+    return build_app(models, limits, Traffic(), Token(token), tracing=tracing)
 
 
 def build_app(
@@ -64,9 +71,12 @@ def build_app(
     token: Token,
     log_all: bool = False,
     max_requests: int = 1024,
+    tracing: bool = False,
+    bodies: Bodies | None = None,
 ) -> Access:
-    """The application for models that the gateway loads itself."""
-    api = _Api(models, limits, traffic)
+    """The application for models that the gateway loads itself; `bodies`: shared with gRPC."""
+    bodies = bodies or Bodies(limits.max_total_body_bytes)
+    api = _Api(models, limits, traffic, RequestTracing(tracing), bodies)
     model = "/v2/models/{name}"
     version = model + "/versions/{version}"
     routes = [
@@ -123,10 +133,19 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
 class _Api:
     """The handlers."""
 
-    def __init__(self, models: HostedModels, limits: Limits, traffic: Traffic) -> None:
+    def __init__(
+        self,
+        models: HostedModels,
+        limits: Limits,
+        traffic: Traffic,
+        tracing: RequestTracing,
+        bodies: Bodies,
+    ) -> None:
         self._models = models
         self._limits = limits
         self._traffic = traffic
+        self._tracing = tracing
+        self._bodies = bodies
 
     def _model(self, scope: Scope) -> HostedModel:
         parameters = scope["path_params"]
@@ -135,14 +154,19 @@ class _Api:
     # ---- inference
 
     async def infer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._traffic.request("http") as record:
-            headers = scope["headers_of"]
+        headers = scope["headers_of"]
+        name = scope["path_params"]["name"]
+        with (
+            self._traffic.request("http") as record,
+            self._tracing.http(headers, name) as span,
+            self._bodies.hold() as hold,
+        ):
             hosted = record.model = self._model(scope)
-            body = await read_body(headers, receive, self._limits.max_body_bytes)
+            body = await read_body(headers, receive, self._limits.max_body_bytes, hold)
             stated = headers.get(_HEADER_LENGTH)
             length = rest.parse_header_length(None if stated is None else stated.decode("latin-1"))
             check_json_size(hosted, len(body) if length is None else length, self._limits)
-            request = rest.decode_request(body, length)
+            request = rest.decode_request(body, length, (INPUT,))
             answer = await _unless_gone(infer(hosted, request, self._limits), receive)
             encoded, header_length = rest.encode_response(answer, request)
             encoded, encoding = compressed(encoded, headers.get(b"accept-encoding", b""))
@@ -152,6 +176,7 @@ class _Api:
                 (b"content-type", b"application/octet-stream"),
                 (_HEADER_LENGTH, str(header_length).encode()),
             ]
+        added += self._tracing.headers(span)
         if encoding is not None:
             added += [(b"content-encoding", encoding.encode()), _VARY]
         await send_body(send, encoded, added)
@@ -233,21 +258,52 @@ class _Api:
         await send_json(send, pages.status(self._models.ready, snapshots))
 
     async def openapi(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send_json(send, describe())
+        await send_json(send, describe([hosted.name for hosted in self._models]))
 
     async def page(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send_body(send, pages.page(), pages.PAGE_HEADERS)
 
 
-async def _unless_gone(answering: Any, receive: Receive) -> Any:
+async def _unless_gone(answering: Awaitable[_Answer], receive: Receive) -> _Answer:
     """Awaits an answer; a client that goes away meanwhile cancels it, and its queries."""
-    answer = asyncio.ensure_future(answering)
-    gone = asyncio.ensure_future(receive())  # the next message can only be a disconnect
+    watch = _Watch(receive)
     try:
-        await asyncio.wait([answer, gone], return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            raise ClientGone("the client went away")
-        return answer.result()
+        return await answering
+    except asyncio.CancelledError:
+        if not watch.is_gone:
+            raise
+        watch.task.uncancel()
+        raise ClientGone("the client went away") from None
     finally:
-        gone.cancel()
-        answer.cancel()
+        watch.end()
+
+
+class _Watch:
+    """Cancels the present task when its client goes away, from a moment on: most answers come
+    before, and need not pay for it.
+
+    Args:
+        receive: of ASGI; the next message can only be a disconnect.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # a coroutine is awaited
+        self.task = task
+        self.is_gone = False
+        self._receive = receive
+        self._watching: asyncio.Task[None] | None = None
+        self._beginning = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, self._begin)
+
+    def end(self) -> None:
+        self._beginning.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
+
+    def _begin(self) -> None:
+        self._watching = asyncio.ensure_future(self._wait())
+
+    async def _wait(self) -> None:
+        await self._receive()
+        self.is_gone = True
+        self.task.cancel()

@@ -14,6 +14,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from codedinv.gateway.access import Token
+from codedinv.gateway.bodies import Bodies
 from codedinv.gateway.descriptions import (
     EXTENSIONS,
     model_config,
@@ -23,8 +24,9 @@ from codedinv.gateway.descriptions import (
 )
 from codedinv.gateway.errors import NotFound, RequestError, Unavailable, message_of, status_of
 from codedinv.gateway.health import Health
-from codedinv.gateway.hosted import HostedModels
+from codedinv.gateway.hosted import INPUT, HostedModels
 from codedinv.gateway.inference import Limits, check_message_size, infer
+from codedinv.gateway.tracing import RequestTracing
 from codedinv.gateway.traffic import Traffic
 from codedinv.oip import grpc_codec
 from codedinv.oip.messages import SERVICE, handlers, message, parse_request, pool
@@ -48,6 +50,8 @@ class Rpc:
         token: of all calls but those that ask for the gateway's health.
         log_all: a line for each request; else only for those with an error.
         max_requests: at a time, but for those that ask for the gateway's health.
+        tracing: makes OpenTelemetry spans of inference requests.
+        bodies: shared with REST; None: of its own.
     """
 
     def __init__(
@@ -58,10 +62,14 @@ class Rpc:
         token: Token,
         log_all: bool = False,
         max_requests: int = 1024,
+        tracing: bool = False,
+        bodies: Bodies | None = None,
     ) -> None:
         self._models = models
         self._limits = limits
         self._traffic = traffic
+        self._tracing = RequestTracing(tracing)
+        self._bodies = bodies or Bodies(limits.max_total_body_bytes)
         self._token = token
         self._log_all = log_all
         self._max_requests = max_requests
@@ -108,6 +116,7 @@ class Rpc:
             began = time.perf_counter()
             metadata = dict(context.invocation_metadata() or ())
             error: Exception
+            hold = self._bodies.hold()
             self._in_progress += 1
             self._idle.clear()
             try:
@@ -116,6 +125,7 @@ class Rpc:
                     if self._in_progress > self._max_requests:
                         raise Unavailable(f"{self._max_requests} requests are in progress")
                 check_message_size(self._models, name, len(wire), self._limits)
+                hold.grow(len(wire))
                 request = parse_request(name, wire)
                 answer = await call(request, context)
             except Exception as raised:
@@ -125,6 +135,7 @@ class Rpc:
                     _log_call(name, request, metadata, began, None)
                 return answer
             finally:
+                hold.release()
                 self._in_progress -= 1
                 if not self._in_progress:
                     self._idle.set()
@@ -137,12 +148,13 @@ class Rpc:
     # ---- inference
 
     async def _infer(self, request: Any, context: Any) -> Any:
-        with self._traffic.request("grpc") as record:
+        name, metadata = request.model_name, context.invocation_metadata()
+        with self._traffic.request("grpc") as record, self._tracing.grpc(metadata, name):
             hosted = record.model = self._models.get(request.model_name, request.model_version)
             left_s = context.time_remaining()
             if left_s is not None and left_s > _FOREVER_S:
                 left_s = None
-            decoded = grpc_codec.decode_request(request)
+            decoded = grpc_codec.decode_request(request, (INPUT,))
             return grpc_codec.encode_response(await infer(hosted, decoded, self._limits, left_s))
 
     # ---- health and descriptions

@@ -18,6 +18,7 @@ import uvicorn
 
 from codedinv.errors import CodedInvError
 from codedinv.gateway.access import Token
+from codedinv.gateway.bodies import Bodies
 from codedinv.gateway.connection import connection_class
 from codedinv.gateway.hosted import HostedModel, HostedModels
 from codedinv.gateway.inference import Limits
@@ -25,6 +26,7 @@ from codedinv.gateway.logs import log_to_stderr
 from codedinv.gateway.rest import build_app
 from codedinv.gateway.rpc import Rpc
 from codedinv.gateway.settings import GatewaySettings, ModelSettings
+from codedinv.gateway.tracing import export_spans
 from codedinv.gateway.traffic import Traffic
 from codedinv.model import CodedModel
 
@@ -57,14 +59,20 @@ class _Gateway:
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
         self._models = HostedModels(
-            HostedModel(name_of(model), settings=model) for model in settings.models
+            HostedModel(name_of(model), settings=model, tracing=settings.tracing)
+            for model in settings.models
         )
-        limits = Limits(settings.max_body_bytes, settings.max_batch)
+        limits = Limits(settings.max_body_bytes, settings.max_batch, settings.max_total_body_bytes)
+        bodies = Bodies(limits.max_total_body_bytes)
         token = Token(settings.token.get_secret_value() if settings.token else None)
         traffic = Traffic()
         log_all = settings.access_log
-        self._app = build_app(self._models, limits, traffic, token, log_all, settings.max_requests)
-        self._rpc = Rpc(self._models, limits, traffic, token, log_all, settings.max_requests)
+        tracing = settings.tracing
+        if tracing:
+            export_spans()
+        how = limits, traffic, token, log_all, settings.max_requests, tracing, bodies
+        self._app = build_app(self._models, *how)
+        self._rpc = Rpc(self._models, *how)
         self._stop = asyncio.Event()
         self._reloads: set[asyncio.Task[None]] = set()
 

@@ -135,6 +135,7 @@ class GatewaySettings(BaseSettings):
         tls_certificate, tls_key: PEM files; both, or none for plain text.
         tls_client_ca: PEM file; only clients with a certificate of it are let in.
         max_body_bytes: of one request, over HTTP also after decompression.
+        max_total_body_bytes: of all requests at a time, over HTTP and gRPC together.
         max_batch: queries in one request.
         max_requests: at a time, over HTTP and over gRPC each.
         receive_timeout_s: from a request's first byte to its last over HTTP; the connection of one
@@ -143,6 +144,7 @@ class GatewaySettings(BaseSettings):
             is not ready: the time that load balancers need to notice.
         drain_timeout_s: for requests in progress after that.
         access_log: a line for each request, not only for those that failed.
+        tracing: sends OpenTelemetry spans by OTLP, as the variables OTEL_* say.
         log_level: of the log on stderr, JSON lines.
     """
 
@@ -157,16 +159,23 @@ class GatewaySettings(BaseSettings):
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
     max_body_bytes: int = Field(default=64 * 2**20, ge=1024, lt=2**31)
+    max_total_body_bytes: int = Field(default=512 * 2**20, ge=1024)
     max_batch: int = Field(default=256, ge=1)
     max_requests: int = Field(default=1024, ge=1)
     receive_timeout_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     drain_delay_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     drain_timeout_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     access_log: bool = False
+    tracing: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")
     def _check(self) -> GatewaySettings:
+        if self.max_total_body_bytes < self.max_body_bytes:
+            raise ValueError(
+                f"max_total_body_bytes: expected at least max_body_bytes, {self.max_body_bytes}, "
+                f"got {self.max_total_body_bytes}"
+            )
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key: expected both or none")
         if self.tls_client_ca is not None and self.tls_certificate is None:

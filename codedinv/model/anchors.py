@@ -25,6 +25,14 @@ class Anchors:
     embeddings: NDArray[np.float32]
 
 
+def anchors_file(anchors: Anchors) -> bytes:
+    """The content of their file."""
+    from safetensors.numpy import save
+
+    arrays = {"queries": anchors.queries, "embeddings": anchors.embeddings}
+    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+
 def load_anchors(path: Path, manifest: Manifest) -> Anchors:
     """Reads a bundle's anchors.
 

@@ -1,4 +1,7 @@
-"""CodedModel: a backbone, its heads, an encoder and their code, in memory and on disk."""
+"""CodedModel: a backbone, its heads, an encoder and their code, in memory and on disk.
+
+Longer than a file should be by the docstrings of the public face; the work is done elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -16,39 +19,29 @@ from codedinv.extras import require
 from codedinv.model import folder as folder_files
 from codedinv.model.anchors import Anchors, load_anchors
 from codedinv.model.calibration import consistency_file, load_consistency
+from codedinv.model.carried import carried_files
 from codedinv.model.find import find
+from codedinv.model.from_onnx import describe_onnx
 from codedinv.model.light import Fusion, LightModel
-from codedinv.model.manifest import (
-    ANCHORS,
-    BACKBONE,
-    ENCODER,
-    LIGHT,
-    MANIFEST,
-    Manifest,
-    head_file,
-    with_scheme,
-)
-from codedinv.model.runtimes import (
-    ArrayT,
-    Network,
-    OnnxNetwork,
-    Runtime,
-    TorchNetwork,
-    check_batch,
-    choose_runtime,
-)
+from codedinv.model.manifest import ANCHORS, ENCODED, MANIFEST, Manifest, with_scheme
+from codedinv.model.networks import Networks, onnx_networks, torch_networks
+from codedinv.model.onnx_files import Source
+from codedinv.model.runtimes import ArrayT, Runtime, TorchNetwork, check_batch, choose_runtime
+from codedinv.model.worth import Worth, worth_of
 from codedinv.verification import Consistency
 
 if TYPE_CHECKING:
     import torch
 
+    from codedinv.model.architecture import Given
     from codedinv.model.modules import TorchModules
 
 
 class CodedModel:
     """A model that can be served coded.
 
-    Made by `CodedModel.load` from a bundle or by `CodedModel.from_modules` from trained networks.
+    Made by `CodedModel.load` from a bundle, by `CodedModel.from_modules` from trained networks, or
+    by `CodedModel.from_onnx` from ONNX files.
     Every network call takes numpy arrays or torch tensors and answers in kind.
 
     Attributes:
@@ -61,7 +54,8 @@ class CodedModel:
         heads: the task heads by name, each (B, *embedding) -> (B, outputs).
         anchors: queries and embeddings for the free slots of partial groups.
         consistency: tells a group with a wrong result from a clean one; None: not calibrated.
-        scheme: how the model is meant to be served: "invertible", "worker-encoded" or "guided".
+        scheme: how the model is meant to be served: "invertible", "worker-encoded", "guided",
+            "replication" or "uncoded".
         light: the light model, x -> {task: calibrated logits}; None where the bundle has none.
         fusion: mixes decoded with light answers; None where no weights were fitted.
         metadata: metrics, macs, parameters, certificates and provenance; plain JSON values.
@@ -69,37 +63,38 @@ class CodedModel:
         runtime: "onnx" or "torch".
     """
 
+    report: Any = None  # what `codedinv.fit` found of the ways to serve it (fitting.Report)
+
     def __init__(
         self,
         manifest: Manifest,
         anchors: Anchors,
-        backbone: Network,
-        encoder: Network | None,
-        heads: Mapping[str, Network],
-        folder: Path | None,
+        networks: Networks,
+        folder: Path | None = None,
         hashes: Mapping[str, str] | None = None,
         consistency: Consistency | None = None,
-        light: Network | None = None,
+        trust_factory: bool = False,
     ) -> None:
         self._manifest = manifest
         self._hashes = hashes
-        self._backbone = backbone
-        self._encoder = encoder
+        self._networks = networks
+        self._trust_factory = trust_factory
         self.name = manifest.name
         self.code = Code(np.array(manifest.code.coefficients, dtype=np.float64))
         self.input_shape = manifest.input_shape
         self.input_range = manifest.input_range
         self.embedding_shape = manifest.embedding_shape
         self.tasks = dict(manifest.tasks)
-        self.heads = dict(heads)
+        self.heads = dict(networks.heads)
         self.anchors = anchors
         self.consistency = consistency
         self.scheme = manifest.scheme
+        light = networks.light
         self.light = None if light is None else LightModel(light, self.tasks, self.input_shape)
         self.fusion = None if manifest.fusion is None else Fusion(manifest.fusion)
         self.metadata = manifest.metadata
         self.folder = folder
-        self.runtime = "torch" if isinstance(backbone, TorchNetwork) else "onnx"
+        self.runtime = "torch" if isinstance(networks.backbone, TorchNetwork) else "onnx"
 
     def __repr__(self) -> str:
         return (
@@ -109,7 +104,11 @@ class CodedModel:
 
     @classmethod
     def load(
-        cls, name_or_folder: str | Path, runtime: Runtime = "auto", threads: int = 1
+        cls,
+        name_or_folder: str | Path,
+        runtime: Runtime = "auto",
+        threads: int = 1,
+        trust_factory: bool = False,
     ) -> CodedModel:
         """Loads a bundle after verifying the SHA-256 of each of its files; never unpickles.
 
@@ -119,10 +118,14 @@ class CodedModel:
             runtime: "onnx", "torch", or "auto": ONNX Runtime where it is installed, else torch.
                 With ONNX Runtime torch is not imported.
             threads: of each ONNX Runtime session; torch keeps its own process-wide setting.
+            trust_factory: a bundle may name Python functions that rebuild its torch modules
+                ("package.module:factory"). True: import and call them where torch modules are
+                asked for. That is running code of the bundle's choice: only for bundles whose
+                maker you trust. Nothing is ever imported for ONNX Runtime.
 
         Raises:
-            BundleError: no such bundle, or it is foreign, of another schema version or damaged;
-                the message names the file.
+            BundleError: no such bundle, or it is foreign, of another schema version or damaged
+                (the message names the file), or runtime is "torch" and a network cannot be rebuilt.
             ValueError: an unknown runtime, one that is not installed, or threads below 1.
         """
         if threads < 1:
@@ -137,92 +140,122 @@ class CodedModel:
             require("torch")
             from codedinv.model.modules import load_modules
 
-            modules = load_modules(folder, manifest)
-            return cls._of_modules(manifest, anchors, modules, folder, hashes, consistency)
-        heads = {task: OnnxNetwork(folder / head_file(task), threads) for task in manifest.tasks}
-        architecture = manifest.architecture
-        encoder = OnnxNetwork(folder / ENCODER, threads) if architecture.encoder else None
-        light = OnnxNetwork(folder / LIGHT, threads) if architecture.light else None
-        for network in (encoder, light, *heads.values()):
-            if network is not None:
-                network.open()  # a front end's first query should not wait for it
-        # Front ends leave the backbone to workers: it is opened only where it is called.
-        backbone = OnnxNetwork(folder / BACKBONE, threads)
-        return cls(manifest, anchors, backbone, encoder, heads, folder, hashes, consistency, light)
+            modules = load_modules(folder, manifest, trust_factory)
+            networks = torch_networks(modules)
+        else:
+            files = {name: folder / name for name in manifest.onnx_files()}
+            networks, modules = onnx_networks(manifest, files, threads), None
+        model = cls(manifest, anchors, networks, folder, hashes, consistency, trust_factory)
+        if modules is not None:
+            model.__dict__["modules"] = modules  # what the cached property would load again
+        return model
 
     @classmethod
     def from_modules(
         cls,
         *,
         name: str,
-        code: Code,
         backbone: torch.nn.Module,
         heads: Mapping[str, torch.nn.Module],
-        encoder: torch.nn.Module | None,
         anchors_queries: Any,
+        code: Code | None = None,
+        encoder: torch.nn.Module | None = None,
         metadata: Mapping[str, Any] | None = None,
         light: torch.nn.Module | None = None,
         fusion: Mapping[str, tuple[float, float]] | None = None,
-        scheme: str = "invertible",
+        scheme: str | None = None,
         input_range: tuple[float, float] | None = None,
+        architecture: Mapping[str, Given] | None = None,
     ) -> CodedModel:
         """Makes a model of trained torch modules, ready to be served, evaluated or saved.
 
+        Any modules that `torch.onnx.export` takes; they are copied, in float32 on the CPU.
+
         Args:
             name: of letters, digits, dots, dashes and underscores.
-            code: the (n, k) code that the encoder was trained for.
-            backbone: (B, *input) -> (B, *embedding). A network with `bake()` is baked: its
-                spectral normalisation becomes plain weights and certificates in the metadata.
+            backbone: (B, *input) -> (B, *embedding). An i-ResNet is baked: its spectral
+                normalisation becomes plain weights and certificates in the metadata.
             heads: task name (letters, digits, underscores) -> (B, *embedding) -> (B, outputs).
+                `torch.nn.Identity()` where the embedding is the answer.
+            anchors_queries: floats (A, *input), typical queries, A >= k - 1 and A >= 1.
+            code: the (n, k) code that the encoder was trained for. None: 4 queries and 1 parity.
             encoder: (B, k, *input) -> (B, r, *input); None for a scheme without parities.
-            anchors_queries: float32 (A, *input) array or tensor of typical queries, A >= k - 1
-                and A >= 1.
             metadata: metrics, provenance, ...; macs, parameters and certificates are added.
+                `metrics.A_d` and `metrics.floor` decide whether a server reconstructs by default.
             light: (B, *input) -> (B, sum of all tasks' outputs), calibrated logits in the tasks'
                 order.
             fusion: weights for `codedinv.model.light.Fusion`; needs a light model.
             scheme: "invertible" (encoded at the front end) and "worker-encoded" (at the parity
-                worker) need an encoder, "guided" a light model.
+                worker) need an encoder, "guided" a light model, "replication" and "uncoded"
+                nothing. None: the first of "invertible", "guided" and "uncoded" that can be.
             input_range: least and greatest value of a query that the model was made for; a server
                 refuses others. None: any.
+            architecture: how the bundle rebuilds torch modules, by part ("backbone", "encoder",
+                "light", "head.TASK"): "package.module:factory", {"factory": that, "arguments":
+                {...}}, a config of `codedinv.nn`, or None: not at all, which is what a part that
+                is no network of `codedinv.nn` has by default. A bundle is served without it.
 
         Raises:
-            ValueError: shapes of the parts do not fit together, a part is missing, or a bad name.
+            ValueError: shapes of the parts do not fit together, a part is missing, results are not
+                finite, a bad name, or an architecture that does not give its network back.
         """
         require("torch")
         from codedinv.model.describe import describe
         from codedinv.model.modules import assemble
 
-        assembled = assemble(backbone, heads, encoder, light)
-        manifest, anchors = describe(name, code, assembled, anchors_queries, metadata or {})
-        manifest = with_scheme(manifest, scheme, fusion)
-        manifest = manifest.model_copy(update={"input_range": _checked_range(input_range)})
-        return cls._of_modules(manifest, anchors, assembled, None)
+        code = Code.uniform(k=4) if code is None else code
+        modules = assemble(backbone, heads, encoder, light)
+        manifest, anchors = describe(
+            name, code, modules, anchors_queries, metadata or {}, architecture or {}
+        )
+        manifest = _completed(manifest, scheme, fusion, input_range)
+        model = cls(manifest, anchors, torch_networks(modules))
+        model.__dict__["modules"] = modules
+        return model
 
     @classmethod
-    def _of_modules(
+    def from_onnx(
         cls,
-        manifest: Manifest,
-        anchors: Anchors,
-        modules: TorchModules,
-        folder: Path | None,
-        hashes: Mapping[str, str] | None = None,
-        consistency: Consistency | None = None,
+        backbone: Source,
+        heads: Mapping[str, Source] | None = None,
+        *,
+        name: str | None = None,
+        anchors_queries: Any = None,
+        code: Code | None = None,
+        encoder: Source | None = None,
+        light: Source | None = None,
+        fusion: Mapping[str, tuple[float, float]] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        scheme: str | None = None,
+        input_range: tuple[float, float] | None = None,
+        threads: int = 1,
     ) -> CodedModel:
-        heads = {task: TorchNetwork(head) for task, head in modules.heads.items()}
-        model = cls(
-            manifest,
-            anchors,
-            TorchNetwork(modules.backbone),
-            None if modules.encoder is None else TorchNetwork(modules.encoder),
-            heads,
-            folder,
-            hashes,
-            consistency,
-            None if modules.light is None else TorchNetwork(modules.light),
+        """Makes a model of ONNX files, without torch; needs the packages onnx and onnxruntime.
+
+        Each file has one float32 tensor in and one out, both with a batch axis of any size. They
+        are copied, with the weights that lie in files beside them.
+
+        Args:
+            backbone: a file or its content, (B, *input) -> (B, *embedding).
+            heads: task -> (B, *embedding) -> (B, outputs). None: the backbone's result is the
+                answer, to a task named "output".
+            name: of the model; None: the backbone's file name.
+            anchors_queries: floats (A, *input), typical queries, A >= k - 1 and A >= 1. None:
+                zeros, where there is no encoder and the graph says what shape a query has.
+            code, encoder, light, fusion, metadata, scheme, input_range: as in `from_modules`.
+            threads: of each ONNX Runtime session.
+
+        Raises:
+            BundleError: a file that is missing or no ONNX.
+            ValueError: as in `from_modules`, or a fixed batch axis, another dtype, several tensors.
+            MissingExtra: onnx is not installed.
+        """
+        code = Code.uniform(k=4) if code is None else code
+        manifest, anchors, contents = describe_onnx(
+            name, code, backbone, heads, encoder, light, anchors_queries, metadata or {}
         )
-        model.__dict__["modules"] = modules  # what the cached property would load from the folder
-        return model
+        manifest = _completed(manifest, scheme, fusion, input_range)
+        return cls(manifest, anchors, onnx_networks(manifest, contents, threads))
 
     @property
     def hashes(self) -> Mapping[str, str] | None:
@@ -230,19 +263,42 @@ class CodedModel:
         model was loaded from it or saved to it; None before that."""
         return self._hashes
 
+    @property
+    def rebuildable(self) -> bool:
+        """Can torch modules be made of a bundle of this model by one who does not trust it?"""
+        return self._manifest.architecture.rebuildable(trust_factory=False)
+
+    @property
+    def worth(self) -> Worth:
+        """What the metadata say of the accuracy of reconstructed answers, and of its floor."""
+        return worth_of(self.metadata)
+
+    @property
+    def default_scheme(self) -> str:
+        """The scheme that a server uses if it is told none: `scheme`, unless that reconstructs
+        answers and nothing shows that they are worth giving; then "guided" where there is a light
+        model, else "uncoded"."""
+        if self.scheme not in ENCODED or self.worth.objection is None:
+            return self.scheme
+        return "uncoded" if self.light is None else "guided"
+
     @cached_property
     def modules(self) -> TorchModules:
         """The torch modules: backbone (with its `inverse`), encoder and heads; imports torch.
 
         A model on ONNX Runtime loads them from its folder's weights at first use.
+
+        Raises:
+            BundleError: a network cannot be rebuilt (see `load`), or a file is damaged.
+            ValueError: a model of ONNX files, not saved.
         """
         if self.folder is None:
-            raise ValueError("folder: a model without torch modules must come from a folder")
+            raise ValueError("modules: a model of ONNX files has no torch modules")
         require("torch")
         from codedinv.model.modules import load_modules
 
         folder_files.read_manifest(self.folder)  # its files may have been damaged since loading
-        return load_modules(self.folder, self._manifest)
+        return load_modules(self.folder, self._manifest, self._trust_factory)
 
     def encode(self, queries: ArrayT) -> ArrayT:
         """Makes the parity queries: float32 (B, k, *input) -> (B, r, *input).
@@ -250,17 +306,17 @@ class CodedModel:
         Raises:
             ValueError: another shape or dtype, or the model has no encoder (a guided one).
         """
-        if self._encoder is None:
+        if self._networks.encoder is None:
             raise ValueError(
                 f"encode: {self.name!r} has no encoder; it is meant for scheme {self.scheme!r}"
             )
         check_batch("queries", queries, "B", (self.code.k, *self.input_shape))
-        return self._encoder(queries)
+        return self._networks.encoder(queries)
 
     def embed(self, x: ArrayT) -> ArrayT:
         """Runs the backbone: float32 (B, *input) -> (B, *embedding)."""
         check_batch("x", x, "B", self.input_shape)
-        return self._backbone(x)
+        return self._networks.backbone(x)
 
     def head(self, z: ArrayT, task: str | None = None) -> ArrayT:
         """Runs a task's head (None: the first task's): float32 (B, *embedding) -> (B, outputs)."""
@@ -307,8 +363,9 @@ class CodedModel:
         """Writes the bundle: bundle.json, weights, anchors and ONNX files (see docs/bundles.md).
 
         The folder is written beside its place and renamed, so a half-written bundle is never
-        seen; a bundle that is already there is replaced. Every network is exported from its torch
-        module (which imports torch) and checked.
+        seen; a bundle that is already there is replaced. Networks are exported from their torch
+        modules (which imports torch) and checked; where those cannot be rebuilt, the ONNX graphs
+        that the model has are written again.
 
         Args:
             folder: to write.
@@ -319,14 +376,12 @@ class CodedModel:
             The folder, which `self.folder` names from now on.
 
         Raises:
-            BundleError: an exported network differs from torch; nothing is written.
+            BundleError: an exported network differs from torch, or cannot be exported; nothing is
+                written.
             ValueError: the folder holds something else, or metadata is not plain JSON.
         """
         folder = Path(folder)
-        require("torch")
-        from codedinv.model.serialise import serialise
-
-        files, exported = serialise(self.modules, self._manifest, self.anchors, shared_weights)
+        files, exported = self._files(shared_weights)
         if self.consistency is not None:
             files |= consistency_file(self.consistency)
         metadata = {**self.metadata, "onnx": exported}
@@ -335,6 +390,32 @@ class CodedModel:
         self.metadata = metadata
         self.folder = folder
         return folder
+
+    def _files(self, shared_weights: bool) -> tuple[dict[str, bytes], dict[str, Any]]:
+        in_memory = "modules" in self.__dict__
+        if not in_memory and not self._manifest.architecture.rebuildable(self._trust_factory):
+            networks, hashes = self._networks, self._hashes or {}
+            folder = None if networks.contents else self.folder
+            return carried_files(
+                self._manifest, self.anchors, networks.contents, folder, hashes, shared_weights
+            )
+        require("torch")
+        from codedinv.model.serialise import serialise
+
+        return serialise(self.modules, self._manifest, self.anchors, shared_weights)
+
+
+def _completed(
+    manifest: Manifest,
+    scheme: str | None,
+    fusion: Mapping[str, tuple[float, float]] | None,
+    input_range: tuple[float, float] | None,
+) -> Manifest:
+    parts = manifest.architecture
+    if scheme is None:
+        scheme = "invertible" if parts.encoder else "guided" if parts.light else "uncoded"
+    bounds = _checked_range(input_range)
+    return with_scheme(manifest, scheme, fusion).model_copy(update={"input_range": bounds})
 
 
 def _checked_range(bounds: tuple[float, float] | None) -> tuple[float, float] | None:

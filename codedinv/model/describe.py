@@ -11,10 +11,13 @@ from torch import nn
 
 from codedinv.coding import Code
 from codedinv.model.anchors import Anchors
-from codedinv.model.manifest import Architecture, CodeEntry, Manifest
+from codedinv.model.architecture import Given, check_given, check_rebuilds, entry_of
+from codedinv.model.manifest import Architecture, CodeEntry, Manifest, by_part
 from codedinv.model.modules import TorchModules
 from codedinv.model.names import check_name, check_task
 from codedinv.nn.macs import macs
+
+_SAME = 1e-3  # of the largest value: kernels for one query and for several round differently
 
 
 @torch.no_grad()
@@ -24,47 +27,37 @@ def describe(
     modules: TorchModules,
     anchors_queries: Any,
     metadata: Mapping[str, Any],
+    architecture: Mapping[str, Given],
 ) -> tuple[Manifest, Anchors]:
     """Finds shapes, MACs and parameters by running each part once.
 
+    Args:
+        name: of the model.
+        code: its code.
+        modules: its networks.
+        anchors_queries: (A, *input), floats.
+        metadata: what else is to be said of it.
+        architecture: what the caller says of networks, by part.
+
     Raises:
-        ValueError: a bad name, too few anchors, or parts whose shapes do not fit together.
+        ValueError: a bad name, too few anchors, parts whose shapes do not fit together, results
+            that are not finite, or an architecture that does not give a network back.
     """
-    check_name(name)
-    for task in modules.heads:
-        check_task(task)
-    if not modules.heads:
-        raise ValueError("heads: expected at least one task")
-    queries = torch.as_tensor(anchors_queries, dtype=torch.float32).cpu()
-    if queries.ndim < 2 or len(queries) < max(code.k - 1, 1):
-        raise ValueError(
-            f"anchors_queries: expected (A, *input) with A >= {max(code.k - 1, 1)}, "
-            f"got {tuple(queries.shape)}"
-        )
-    embeddings = modules.backbone(queries)
+    _check_names(name, modules)
+    queries = _queries(anchors_queries, code)
+    embeddings = _embeddings(modules.backbone, queries)
+    tasks = {
+        task: _width(f"heads: {task!r}", head, embeddings) for task, head in modules.heads.items()
+    }
     group = queries[torch.arange(code.k) % len(queries)][None]
     if modules.encoder is not None:
         _check_encoder(modules.encoder, group, code)
-    outputs = {task: head(embeddings) for task, head in modules.heads.items()}
-    for task, output in outputs.items():
-        if output.ndim != 2:
-            raise ValueError(
-                f"heads: {task!r} must give (B, outputs), got {tuple(output.shape)} for "
-                f"{len(queries)} embeddings"
-            )
-    tasks = {task: output.shape[1] for task, output in outputs.items()}
     if modules.light is not None:
         _check_light(modules.light, queries, sum(tasks.values()))
-    inputs = {"backbone": queries[:1], "encoder": group, "light": queries[:1]}
-    single = {
-        name: (module, inputs[name])
-        for name, module in (
-            ("backbone", modules.backbone),
-            ("encoder", modules.encoder),
-            ("light", modules.light),
-        )
-        if module is not None
-    }
+    examples = {"backbone": queries[:1], "encoder": group, "light": queries[:1]}
+    parts = modules.parts()
+    inputs = {part: examples.get(part, embeddings[:1]) for part in parts}
+    entries = {part: entry_of(part, module, architecture) for part, module in parts.items()}
     manifest = Manifest(
         name=name,
         code=CodeEntry(k=code.k, r=code.r, coefficients=np.asarray(code.coefficients).tolist()),
@@ -72,43 +65,85 @@ def describe(
         embedding_shape=tuple(embeddings.shape[1:]),
         tasks=tasks,
         architecture=Architecture(
-            backbone=_config(modules.backbone),
-            encoder=None if modules.encoder is None else _config(modules.encoder),
-            heads={task: _config(head) for task, head in modules.heads.items()},
-            light=None if modules.light is None else _config(modules.light),
+            backbone=entries["backbone"],
+            encoder=entries.get("encoder"),
+            heads={task: entries[f"head.{task}"] for task in tasks},
+            light=entries.get("light"),
         ),
         metadata={
             **metadata,
-            "macs": {
-                **{name: macs(module, example) for name, (module, example) in single.items()},
-                "head": {task: macs(head, embeddings[:1]) for task, head in modules.heads.items()},
-            },
-            "parameters": {
-                **{name: _parameters(module) for name, (module, _) in single.items()},
-                "head": {task: _parameters(head) for task, head in modules.heads.items()},
-            },
+            "macs": by_part({part: macs(parts[part], inputs[part]) for part in parts}),
+            "parameters": by_part({part: _parameters(module) for part, module in parts.items()}),
             "certificates": modules.certificates,
         },
     )
+    check_given(architecture, manifest)
+    for part, module in parts.items():
+        check_rebuilds(part, entries[part], module, inputs[part])
     return manifest, Anchors(queries.numpy(), embeddings.numpy())
+
+
+def _check_names(name: str, modules: TorchModules) -> None:
+    check_name(name)
+    for task in modules.heads:
+        check_task(task)
+    if not modules.heads:
+        raise ValueError("heads: expected at least one task")
+
+
+def _queries(anchors_queries: Any, code: Code) -> torch.Tensor:
+    given = torch.as_tensor(anchors_queries)
+    if not given.is_floating_point():
+        raise ValueError(
+            f"anchors_queries: expected floats, as queries are, got {given.dtype}: scale pixels to "
+            "[0, 1]; give tokens as their embedding layer's output"
+        )
+    queries = given.detach().to("cpu", torch.float32, copy=True).contiguous()
+    least = max(code.k - 1, 1)
+    if queries.ndim < 2 or len(queries) < least or not queries.numel():
+        raise ValueError(
+            f"anchors_queries: expected (A, *input) with A >= {least}, got {tuple(queries.shape)}"
+        )
+    if not queries.isfinite().all():
+        raise ValueError("anchors_queries: expected finite values, got NaN or infinity")
+    return queries
+
+
+def _embeddings(backbone: nn.Module, queries: torch.Tensor) -> torch.Tensor:
+    what = f"backbone: (B, *input) -> (B, *embedding), called with {tuple(queries.shape)}"
+    embeddings = _run(what, backbone, queries)
+    if embeddings.ndim < 2 or len(embeddings) != len(queries) or not embeddings.numel():
+        raise ValueError(f"{what}: got {tuple(embeddings.shape)}")
+    alone = _run(what, backbone, queries[:1])
+    if not (alone - embeddings[:1]).abs().max() <= _SAME * embeddings.abs().max():
+        raise ValueError(
+            "backbone: it answers a query differently beside others than alone, but each query of "
+            "a group goes to a worker of its own"
+        )
+    return embeddings
+
+
+def _width(what: str, head: nn.Module, embeddings: torch.Tensor) -> int:
+    """Outputs of a task."""
+    output = _run(what, head, embeddings)
+    if output.ndim != 2 or len(output) != len(embeddings) or not output.numel():
+        raise ValueError(
+            f"{what} must give (B, outputs), got {tuple(output.shape)} for "
+            f"{len(embeddings)} embeddings; flatten(1) what has more axes, unsqueeze(1) one alone"
+        )
+    return output.shape[1]
 
 
 def _check_encoder(encoder: nn.Module, group: torch.Tensor, code: Code) -> None:
     expected = (1, code.r, *group.shape[2:])
-    try:
-        parity = encoder(group)
-    except RuntimeError as error:
-        raise ValueError(
-            f"encoder: it takes no group of k = {code.k} queries {tuple(group.shape)}: {error}"
-        ) from error
+    what = f"encoder: (B, {code.k}, *input) -> (B, {code.r}, *input), called with k = {code.k}"
+    parity = _run(what, encoder, group)
     if tuple(parity.shape) != expected:
-        raise ValueError(
-            f"encoder: expected (1, {code.k}, *input) -> {expected}, got {tuple(parity.shape)}"
-        )
+        raise ValueError(f"{what}: expected {expected}, got {tuple(parity.shape)}")
 
 
 def _check_light(light: nn.Module, queries: torch.Tensor, outputs: int) -> None:
-    got = tuple(light(queries).shape)
+    got = tuple(_run("light", light, queries).shape)
     if got != (len(queries), outputs):
         raise ValueError(
             f"light: expected (B, {outputs}), the outputs of all tasks, got {got} for "
@@ -116,13 +151,21 @@ def _check_light(light: nn.Module, queries: torch.Tensor, outputs: int) -> None:
         )
 
 
-def _config(module: nn.Module) -> dict[str, Any]:
-    config_dict = getattr(module, "config_dict", None)
-    if config_dict is None:
+def _run(what: str, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What a network makes of anchors, or what is wrong with that."""
+    try:
+        output: Any = module(x)
+    except Exception as error:  # a user's network may raise anything
         raise ValueError(
-            f"{type(module).__name__} has no config_dict(), so a bundle could not rebuild it"
-        )
-    return dict(config_dict())
+            f"{what}: {type(module).__name__} does not take float32 {tuple(x.shape)}: {error}"
+        ) from error
+    if not isinstance(output, torch.Tensor):
+        raise ValueError(f"{what}: expected one tensor, got a {type(output).__name__}")
+    if output.dtype != torch.float32:
+        raise ValueError(f"{what}: expected float32, got {output.dtype}")
+    if not output.isfinite().all():
+        raise ValueError(f"{what}: NaN or infinity for the anchors' queries")
+    return output
 
 
 def _parameters(module: nn.Module) -> int:

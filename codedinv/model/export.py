@@ -8,9 +8,7 @@ copied elsewhere (a Triton model repository) alone, or in a safetensors file bes
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import warnings
 from typing import Any
 
@@ -20,12 +18,23 @@ import torch
 from numpy.typing import NDArray
 
 from codedinv.errors import BundleError
+from codedinv.nn.attention import plain_attention
 
 OPSET = 17  # the lowest with all that is needed: older runtimes can load the files
 TOLERANCE = 1e-4
-_SMALLEST_SHARED = 1024  # bytes; a reference itself takes about 80
 # The exporter warns of each Python branch on a shape; the check at another batch size is the proof.
 _TRACER_WARNING = torch.jit.TracerWarning  # type: ignore[attr-defined]  # not in its __all__
+
+
+class _OneInput(torch.nn.Module):
+    """Hides the optional arguments of a network, which the exporter would make inputs of."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.module(x)
 
 
 def to_onnx(
@@ -43,7 +52,8 @@ def to_onnx(
         The ONNX file's bytes and the largest error found, relative to the largest output.
 
     Raises:
-        BundleError: the graph does not load, or differs from torch by more than 1e-4.
+        BundleError: it cannot be exported, the graph does not run, or differs from torch by more
+            than 1e-4.
     """
     if len(example) < 3:
         raise ValueError(f"example: expected a batch of at least 3, got {len(example)}")
@@ -54,59 +64,33 @@ def to_onnx(
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=_TRACER_WARNING)
         warnings.filterwarnings("ignore", message="Constant folding", category=UserWarning)
-        torch.onnx.export(
-            module,
-            (example[:2],),
-            buffer,  # type: ignore[arg-type]  # its stub forgets files, which it still takes
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=[input_name],
-            output_names=[output_name],
-            dynamic_axes={input_name: {0: "batch"}, output_name: {0: "batch"}},
-        )
+        try:
+            with plain_attention():
+                torch.onnx.export(
+                    _OneInput(module).eval(),  # else the exporter leaves all in training mode
+                    (example[:2],),
+                    buffer,  # type: ignore[arg-type]  # its stub forgets files, which it still takes
+                    dynamo=False,
+                    opset_version=OPSET,
+                    input_names=[input_name],
+                    output_names=[output_name],
+                    dynamic_axes={input_name: {0: "batch"}, output_name: {0: "batch"}},
+                )
+        except Exception as error:  # the exporter's kinds have no common base
+            raise BundleError(
+                f"{type(module).__name__} cannot be exported as the ONNX graph {input_name} -> "
+                f"{output_name}: {error}. Another exporter may do it: CodedModel.from_onnx takes "
+                "its file"
+            ) from error
         expected = module(example).cpu().numpy()
     content = _with_static_output_shape(buffer.getvalue(), expected.shape[1:])
-    error = relative_error(content, example.cpu().numpy(), expected)
-    if not error <= TOLERANCE:
+    off = relative_error(content, example.cpu().numpy(), expected)
+    if not off <= TOLERANCE:
         raise BundleError(
-            f"the ONNX graph {input_name} -> {output_name} differs from torch by {error:.2g} of "
+            f"the ONNX graph {input_name} -> {output_name} differs from torch by {off:.2g} of "
             f"its largest output (allowed: {TOLERANCE:g}); it was not written"
         )
-    return content, error
-
-
-def with_shared_weights(content: bytes, safetensors: bytes, location: str) -> bytes:
-    """Lets an ONNX file refer to a safetensors file for the weights that both hold.
-
-    Both formats store plain little-endian numbers, so ONNX's external data can point into the other
-    file; a weight is found there by its bytes. Runtimes load such a file by its path, with the
-    safetensors file beside it.
-
-    Args:
-        content: of an ONNX file.
-        safetensors: content of the safetensors file.
-        location: its name.
-
-    Returns:
-        The smaller ONNX file. Weights that the other lacks, and small ones, stay inside.
-    """
-    header_size = int.from_bytes(safetensors[:8], "little")
-    offsets = {}
-    for name, entry in json.loads(safetensors[8 : 8 + header_size]).items():
-        if name != "__metadata__":
-            start, end = (8 + header_size + offset for offset in entry["data_offsets"])
-            offsets[hashlib.sha256(safetensors[start:end]).digest()] = start
-    model = onnx.load_from_string(content)
-    for tensor in model.graph.initializer:
-        start = offsets.get(hashlib.sha256(tensor.raw_data).digest())
-        if start is None or len(tensor.raw_data) < _SMALLEST_SHARED:
-            continue
-        entries = {"location": location, "offset": start, "length": len(tensor.raw_data)}
-        tensor.ClearField("raw_data")
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in entries.items():
-            tensor.external_data.add(key=key, value=str(value))
-    return bytes(model.SerializeToString())
+    return content, off
 
 
 def relative_error(content: bytes, x: NDArray[Any], expected: NDArray[Any]) -> float:
@@ -120,7 +104,11 @@ def relative_error(content: bytes, x: NDArray[Any], expected: NDArray[Any]) -> f
     try:
         got = _run(content, x)
     except Exception as error:  # each engine raises its own kinds, without a common base
-        raise BundleError(f"the exported ONNX graph does not run: {error}") from error
+        raise BundleError(
+            f"the exported ONNX graph does not run for a batch of {len(x)}: {error}. Does the "
+            "network make a tensor of the batch's size, which the graph then keeps? x.shape[0] is "
+            "followed by the exporter, len(x) is not"
+        ) from error
     if got.shape != expected.shape:
         return float("inf")
     return float(np.abs(got - expected).max() / max(float(np.abs(expected).max()), 1e-12))

@@ -24,6 +24,7 @@ from codedinv.model.manifest import (
     FORMAT,
     MANIFEST,
     SCHEMA_VERSION,
+    WEIGHTS,
     FileEntry,
     Manifest,
 )
@@ -89,9 +90,9 @@ def read_verified(folder: Path) -> tuple[Manifest, dict[str, str]]:
             raise BundleError(f"{path}: it has no entry for {name}, which its networks call for")
         _verify(folder / name, table[name])
         hashes[name] = table[name].sha256
-    if CONSISTENCY in table:
-        _verify(folder / CONSISTENCY, table[CONSISTENCY])
-        hashes[CONSISTENCY] = table[CONSISTENCY].sha256
+    for name in _optional(table, manifest):
+        _verify(folder / name, table[name])
+        hashes[name] = table[name].sha256
     return manifest, hashes
 
 
@@ -130,7 +131,13 @@ def file_names(folder: Path) -> list[str]:
         BundleError: not a bundle, another schema version, or a damaged `bundle.json`.
     """
     table, manifest, _ = _parse_manifest(folder / MANIFEST)
-    return [MANIFEST, *manifest.file_names(), *({CONSISTENCY} & set(table))]
+    return [MANIFEST, *manifest.file_names(), *_optional(table, manifest)]
+
+
+def _optional(table: Mapping[str, FileEntry], manifest: Manifest) -> list[str]:
+    """Files that a bundle has though it need not; others in its table are none of ours."""
+    needed = manifest.file_names()
+    return [name for name in (CONSISTENCY, WEIGHTS) if name in table and name not in needed]
 
 
 def _parse_manifest(path: Path) -> tuple[dict[str, FileEntry], Manifest, str]:

@@ -17,6 +17,11 @@ ENCODER = "encoder.onnx"
 CONSISTENCY = "consistency.safetensors"  # optional: only calibrated bundles have it
 LIGHT = "light.onnx"
 
+# Kinds of network that are none of `codedinv.nn`; see `Architecture`.
+FACTORY = "factory"
+ONNX = "onnx"
+IDENTITY = "identity"
+
 
 def head_file(task: str) -> str:
     """Name of a task's ONNX file."""
@@ -43,12 +48,36 @@ class CodeEntry(_Strict):
 
 
 class Architecture(_Strict):
-    """JSON configs from which `codedinv.nn` rebuilds the networks; None: the bundle has no such."""
+    """How torch modules of the networks are rebuilt; None: the model has no such network.
+
+    Each is one of
+
+    - {"kind": "iresnet" | "dense" | ..., ...}: a network of `codedinv.nn`;
+    - {"kind": "factory", "factory": "package.module:callable", "arguments": {...}}: whatever that
+      callable returns; it is only called for one who trusts the bundle;
+    - {"kind": "onnx"}: it cannot be rebuilt, there is its ONNX graph alone;
+    - {"kind": "identity"}, of a head: the embedding is the answer, so there is no file either.
+    """
 
     backbone: dict[str, Any]
     encoder: dict[str, Any] | None
     heads: dict[str, dict[str, Any]]
     light: dict[str, Any] | None = None
+
+    def parts(self) -> dict[str, dict[str, Any]]:
+        """The networks that there are: "backbone", "encoder", "light" and "head.TASK"."""
+        single = {"backbone": self.backbone, "encoder": self.encoder, "light": self.light}
+        heads = {f"head.{task}": config for task, config in self.heads.items()}
+        return {name: config for name, config in single.items() if config is not None} | heads
+
+    def rebuildable(self, trust_factory: bool) -> bool:
+        """Can torch modules of all networks be made?"""
+        never = {ONNX} if trust_factory else {ONNX, FACTORY}
+        return never.isdisjoint(config.get("kind") for config in self.parts().values())
+
+    def without_modules(self) -> list[str]:
+        """The networks of which there is the ONNX graph alone."""
+        return [name for name, config in self.parts().items() if config.get("kind") == ONNX]
 
 
 class Manifest(_Strict):
@@ -79,13 +108,26 @@ class Manifest(_Strict):
 
     def file_names(self) -> list[str]:
         """Every file that the bundle must have beside `bundle.json`."""
-        encoder = [] if self.architecture.encoder is None else [ENCODER]
-        light = [] if self.architecture.light is None else [LIGHT]
-        return [WEIGHTS, ANCHORS, BACKBONE, *encoder, *light, *map(head_file, self.tasks)]
+        parts = self.architecture.parts()
+        kinds = {config.get("kind") for config in parts.values()}
+        weights = [WEIGHTS] if kinds - {ONNX, IDENTITY} else []
+        return [*weights, ANCHORS, *self.onnx_files()]
+
+    def onnx_files(self) -> list[str]:
+        """The ONNX graphs among them."""
+        parts = self.architecture
+        encoder = [] if parts.encoder is None else [ENCODER]
+        light = [] if parts.light is None else [LIGHT]
+        heads = [head_file(task) for task in self.tasks if not self.is_identity(task)]
+        return [BACKBONE, *encoder, *light, *heads]
+
+    def is_identity(self, task: str) -> bool:
+        """Is the embedding itself the answer to this task?"""
+        return self.architecture.heads.get(task, {}).get("kind") == IDENTITY
 
 
-# Of these, "guided" needs a light model, and the others an encoder.
-SCHEMES = ("invertible", "worker-encoded", "guided")
+ENCODED = ("invertible", "worker-encoded")  # these need an encoder; "guided" needs a light model
+SCHEMES = (*ENCODED, "guided", "replication", "uncoded")
 
 
 def with_scheme(
@@ -99,9 +141,16 @@ def with_scheme(
     parts = manifest.architecture
     if scheme not in SCHEMES:
         raise ValueError(f"scheme: expected one of {', '.join(SCHEMES)}, got {scheme!r}")
-    if scheme != "guided" and parts.encoder is None:
+    if scheme in ENCODED and parts.encoder is None:
         raise ValueError(f"encoder: the scheme {scheme!r} needs one, got None")
     if parts.light is None and (scheme == "guided" or fusion is not None):
         raise ValueError("light: the scheme 'guided' and fusion need a light model, got None")
     weights = None if fusion is None else dict(fusion)
     return manifest.model_copy(update={"scheme": scheme, "fusion": weights})
+
+
+def by_part(numbers: Mapping[str, int]) -> dict[str, Any]:
+    """{"backbone": 1, "head.label": 2} -> {"backbone": 1, "head": {"label": 2}}, for metadata."""
+    single = {part: number for part, number in numbers.items() if "." not in part}
+    heads = {part: number for part, number in numbers.items() if "." in part}
+    return {**single, "head": {part.partition(".")[2]: n for part, n in heads.items()}}

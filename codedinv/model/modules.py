@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from codedinv.errors import BundleError
+from codedinv.model.architecture import rebuild
 from codedinv.model.manifest import WEIGHTS, Manifest
-from codedinv.nn import build_backbone, build_encoder, build_head, build_light
+from codedinv.nn import IResNet
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,12 @@ class TorchModules:
     light: nn.Module | None = None
     certificates: list[dict[str, Any]] | None = None
 
+    def parts(self) -> dict[str, nn.Module]:
+        """Those that there are: "backbone", "encoder", "light" and "head.TASK"."""
+        single = {"backbone": self.backbone, "encoder": self.encoder, "light": self.light}
+        heads = {f"head.{task}": head for task, head in self.heads.items()}
+        return {name: module for name, module in single.items() if module is not None} | heads
+
 
 def assemble(
     backbone: nn.Module,
@@ -41,51 +48,71 @@ def assemble(
     """Copies all parts to the CPU in eval mode, the backbone baked where it can be.
 
     Copies, so that training may go on without changing a model that was made of its networks.
+
+    Raises:
+        TypeError: a part is no module.
+        ValueError: a part cannot be copied.
     """
     certificates = None
-    bake = getattr(backbone, "bake", None)
-    if bake is not None:
-        backbone, proofs = bake()
+    if isinstance(backbone, IResNet):
+        backbone, proofs = backbone.bake()
         certificates = [{name: asdict(proof) for name, proof in block.items()} for block in proofs]
     return TorchModules(
-        _served_copy(backbone),
-        None if encoder is None else _served_copy(encoder),
-        {task: _served_copy(head) for task, head in heads.items()},
-        None if light is None else _served_copy(light),
+        _served_copy("backbone", backbone),
+        None if encoder is None else _served_copy("encoder", encoder),
+        {task: _served_copy(f"heads: {task!r}", head) for task, head in heads.items()},
+        None if light is None else _served_copy("light", light),
         certificates,
     )
 
 
-def load_modules(folder: Path, manifest: Manifest) -> TorchModules:
+def load_modules(folder: Path, manifest: Manifest, trust_factory: bool = False) -> TorchModules:
     """Rebuilds the networks from a bundle's configs and safetensors.
 
+    Args:
+        folder: of the bundle.
+        manifest: of the bundle.
+        trust_factory: import and call the factories that the bundle names.
+
     Raises:
-        BundleError: an unknown network kind, or weights that do not fit it.
+        BundleError: a network that cannot be rebuilt, or weights that do not fit it.
     """
     path = folder / WEIGHTS
     architecture = manifest.architecture
+    built: dict[str, nn.Module] = {}
+    for part, entry in architecture.parts().items():
+        try:
+            built[part] = rebuild(part, entry, trust_factory)
+        except Exception as error:  # a factory may raise anything
+            raise BundleError(f"{folder}: {error}") from error
     try:
-        tensors = load_file(path)
-        backbone = _filled(build_backbone(architecture.backbone), tensors, "backbone.")
-        encoder = light = None
-        if architecture.encoder is not None:
-            encoder = _filled(build_encoder(architecture.encoder), tensors, "encoder.")
-        if architecture.light is not None:
-            light = _filled(build_light(architecture.light), tensors, "light.")
-        heads = {
-            task: _filled(build_head(architecture.heads[task]), tensors, f"head.{task}.")
-            for task in manifest.tasks
-        }
+        # A network of which there is no weight, such as nn.Identity, may be all that there is.
+        tensors = load_file(path) if path.is_file() else {}
+        for part, module in built.items():
+            _fill(module, tensors, f"{part}.")
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{path} does not fit the bundle's architecture: {error}") from error
-    return TorchModules(backbone, encoder, heads, light, manifest.metadata.get("certificates"))
+    return TorchModules(
+        built["backbone"],
+        built.get("encoder"),
+        {task: built[f"head.{task}"] for task in manifest.tasks},
+        built.get("light"),
+        manifest.metadata.get("certificates"),
+    )
 
 
-def _served_copy(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module).cpu().eval()
+def _served_copy(part: str, module: nn.Module) -> nn.Module:
+    """A float32 copy on the CPU, in eval mode; of a compiled module, the original."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{part}: expected a torch.nn.Module, got {type(module).__name__}")
+    module = getattr(module, "_orig_mod", module)
+    try:
+        return copy.deepcopy(module).cpu().float().eval()
+    except RuntimeError as error:  # old-style weight_norm, hooks that hold tensors
+        raise ValueError(f"{part}: the module cannot be copied: {error}") from error
 
 
-def _filled(module: nn.Module, tensors: dict[str, torch.Tensor], prefix: str) -> nn.Module:
+def _fill(module: nn.Module, tensors: dict[str, torch.Tensor], prefix: str) -> None:
     state = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
     module.load_state_dict(state)
-    return module.eval()
+    module.eval()

@@ -35,16 +35,16 @@ class Network(Protocol):
 
 
 class OnnxNetwork:
-    """An ONNX file in an ONNX Runtime session, opened by `open` or the first call.
+    """An ONNX graph in an ONNX Runtime session, opened by `open` or the first call.
 
     Args:
-        path: a model with one input and one output.
+        source: a file, or its content: a model with one input and one output.
         threads: intra-op threads of the session. Idle ones sleep rather than spin: a front end
             shares its cores with the workers.
     """
 
-    def __init__(self, path: Path, threads: int) -> None:
-        self._path = path
+    def __init__(self, source: Path | bytes, threads: int) -> None:
+        self._source = source
         self._threads = threads
         self._lock = threading.Lock()
         self._session: Any = None
@@ -72,13 +72,22 @@ class OnnxNetwork:
                 options.intra_op_num_threads = self._threads
                 options.inter_op_num_threads = 1
                 options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+                source = self._source if isinstance(self._source, bytes) else str(self._source)
                 try:
                     self._session = onnxruntime.InferenceSession(
-                        str(self._path), options, providers=["CPUExecutionProvider"]
+                        source, options, providers=["CPUExecutionProvider"]
                     )
                 except Exception as error:  # its kinds have no common base
-                    raise BundleError(f"{self._path} cannot be run: {error}") from error
+                    name = source if isinstance(source, str) else "the ONNX graph"
+                    raise BundleError(f"{name} cannot be run: {error}") from error
             return self._session
+
+
+class IdentityNetwork:
+    """The head of a task whose answer is the embedding itself: (B, outputs) -> (B, outputs)."""
+
+    def __call__(self, x: ArrayT) -> ArrayT:
+        return x
 
 
 class TorchNetwork:

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from codedinv.model.anchors import Anchors
-from codedinv.model.export import OPSET, to_onnx, with_shared_weights
+from codedinv.model.anchors import Anchors, anchors_file
+from codedinv.model.export import OPSET, to_onnx
 from codedinv.model.manifest import ANCHORS, BACKBONE, ENCODER, LIGHT, WEIGHTS, Manifest, head_file
 from codedinv.model.modules import TorchModules
+from codedinv.model.shared_weights import with_shared_weights
 
 
 def serialise(
@@ -37,35 +38,40 @@ def serialise(
     with torch.no_grad():
         embeddings = modules.backbone(queries)
     exports = {BACKBONE: to_onnx(modules.backbone, queries, "query", "embedding")}
-    named = {"backbone": modules.backbone}
     if modules.encoder is not None:
         exports[ENCODER] = to_onnx(modules.encoder, groups, "queries", "parity_queries")
-        named["encoder"] = modules.encoder
     if modules.light is not None:
         exports[LIGHT] = to_onnx(modules.light, queries, "query", "logits")
-        named["light"] = modules.light
     for task, head in modules.heads.items():
-        exports[head_file(task)] = to_onnx(head, embeddings, "embedding", task)
-        named[f"head.{task}"] = head
-    weights = {
-        f"{name}.{key}": value
-        for name, module in named.items()
-        for key, value in module.state_dict().items()
-    }
-    stored_weights = save({key: t.detach().cpu().contiguous() for key, t in weights.items()})
-    files = {
-        WEIGHTS: stored_weights,
-        ANCHORS: save({"queries": stored, "embeddings": torch.from_numpy(anchors.embeddings)}),
-    }
+        if not manifest.is_identity(task):
+            exports[head_file(task)] = to_onnx(head, embeddings, "embedding", task)
+    files = {ANCHORS: anchors_file(anchors)}
+    if weights := _weights(modules, manifest, shared_weights):
+        files[WEIGHTS] = save(weights)
     for file, (content, _) in exports.items():
-        shared = (
-            with_shared_weights(content, stored_weights, WEIGHTS) if shared_weights else content
-        )
-        files[file] = shared
+        shared = shared_weights and WEIGHTS in files
+        files[file] = with_shared_weights(content, files[WEIGHTS], WEIGHTS) if shared else content
     errors = {file: error for file, (_, error) in exports.items()}
     return files, {
         "opset": OPSET, "shared_weights": shared_weights, "relative_error": errors,
     }  # fmt: skip
+
+
+def _weights(
+    modules: TorchModules, manifest: Manifest, shared_weights: bool
+) -> dict[str, torch.Tensor]:
+    """Those of the networks that can be rebuilt; of all where ONNX graphs are to refer to them."""
+    graph_alone = manifest.architecture.without_modules()
+    weights: dict[str, torch.Tensor] = {}
+    for part, module in modules.parts().items():
+        if part in graph_alone and not shared_weights:
+            continue
+        for key, value in module.state_dict().items():
+            if isinstance(value, torch.Tensor):
+                # A copy of its own: safetensors refuses weights that share memory (tied layers).
+                plain = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+                weights[f"{part}.{key}"] = plain
+    return weights
 
 
 def _cycled(queries: torch.Tensor, count: int) -> torch.Tensor:

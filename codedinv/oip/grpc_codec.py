@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from codedinv.oip.tensors import (
     from_numbers,
     from_raw,
     to_raw,
+    with_names,
 )
 
 _CONTENTS = {
@@ -59,15 +61,23 @@ def encode_request(model: str, request: InferRequest, version: str = "") -> Any:
     return encoded
 
 
-def decode_request(encoded: Any) -> InferRequest:
+def decode_request(encoded: Any, expected: Sequence[str] = ()) -> InferRequest:
     """The request in a `ModelInferRequest`.
+
+    Args:
+        expected: names of the model's inputs, where they are known: for an error's words.
 
     Raises:
         ProtocolError: its tensors are not as it says.
     """
     check_count("outputs", len(encoded.outputs))
+    try:
+        inputs = _decode_tensors("inputs", encoded.inputs, encoded.raw_input_contents)
+    except ProtocolError as error:
+        names = [tensor.name for tensor in encoded.inputs[: len(expected) + 1]]
+        raise with_names(error, names, expected) from None
     return InferRequest(
-        inputs=_decode_tensors("inputs", encoded.inputs, encoded.raw_input_contents),
+        inputs=inputs,
         outputs=[
             RequestedOutput(
                 output.name, True, class_count_of(output.name, _parameters(output.parameters))

@@ -7,7 +7,7 @@ JSON names them, each with a parameter `binary_data_size`; the HTTP header
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from codedinv.oip.tensors import (
     from_raw,
     shortened,
     to_raw,
+    with_names,
 )
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -55,23 +56,33 @@ def encode_request(request: InferRequest, binary: bool = True) -> tuple[bytes, i
     return _join(header, raws)
 
 
-def decode_request(body: Any, header_length: int | None) -> InferRequest:
+def decode_request(
+    body: Any, header_length: int | None, expected: Sequence[str] = ()
+) -> InferRequest:
     """The request in a body.
 
     Args:
         body: bytes or a memoryview; the tensors may be views of it.
         header_length: what the header `Inference-Header-Content-Length` says; None: it is not
             there, and the body is all JSON.
+        expected: names of the model's inputs, where they are known: for an error's words.
 
     Raises:
         ProtocolError: it is none.
     """
     header, raw = _split(body, header_length)
+    try:
+        inputs = _decode_tensors(header, "inputs", raw)
+    except ProtocolError as error:
+        entries = header.get("inputs")
+        named = entries[: len(expected) + 1] if isinstance(entries, list) else []
+        names = [entry.get("name") for entry in named if isinstance(entry, dict)]
+        raise with_names(error, names, expected) from None
     parameters = dict(_parameters("request", header))
     binary = _flag("request", parameters, "binary_data_output")
     parameters.pop("binary_data_output", None)
     return InferRequest(
-        inputs=_decode_tensors(header, "inputs", raw),
+        inputs=inputs,
         outputs=[_decode_requested(entry) for entry in _list(header, "outputs", optional=True)],
         id=_string("request", header, "id", optional=True),
         parameters=parameters,

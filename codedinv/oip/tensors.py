@@ -103,6 +103,22 @@ class InferResponse:
     parameters: Parameters = field(default_factory=dict)
 
 
+def with_names(
+    error: ProtocolError, names: Sequence[Any], expected: Sequence[str]
+) -> ProtocolError:
+    """A tensor's error, and beside it that the tensors are not those that are expected: a client
+    with both mistakes would else hear of the second when it has mended the first.
+
+    Args:
+        names: of the message's tensors.
+        expected: of the model's; empty: not known.
+    """
+    if not expected or list(names) == list(expected):
+        return error
+    wanted = " and ".join(map(repr, expected))
+    return ProtocolError(f"inputs: expected {wanted}, got {shortened(list(names))}; {error}")
+
+
 def shortened(value: Any) -> str:
     """What came, for an error's message, however large it was."""
     return _REPR.repr(value)

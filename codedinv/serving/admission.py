@@ -15,6 +15,7 @@ from codedinv.schemes.scheme import Array
 from codedinv.serving import events as ev
 from codedinv.serving.futures import CallbackThread, PredictionFuture
 from codedinv.serving.metrics import Snapshot
+from codedinv.serving.tracing import Tracing
 from codedinv.serving.versions import Served
 
 
@@ -71,6 +72,7 @@ class Admission:
         self._cause: BaseException | None = None  # of a failure
         self._last: Snapshot | None = None  # of a loop that has ended
         self.overloaded = 0
+        self.tracing: Tracing | None = None
 
     # ---- for any thread
 
@@ -101,6 +103,8 @@ class Admission:
             self._next_query += 1
             future = PredictionFuture(query_id, self.withdraw, self._callbacks)
             self._pending[query_id] = Pending(future, now, query)
+            if self.tracing is not None:
+                self.tracing.begin(query)
             self._inbox.append(ev.Submitted(now, query_id, query, deadline))
         self._wake()
         return future

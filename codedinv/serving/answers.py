@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from codedinv.errors import CodedInvError, DeadlineExceeded, Overloaded, ServerClosed, Unrecoverable
@@ -14,6 +14,7 @@ from codedinv.serving.admission import Admission
 from codedinv.serving.futures import CallbackThread
 from codedinv.serving.metrics import Metrics
 from codedinv.serving.prediction import Prediction
+from codedinv.serving.tracing import Tracing
 from codedinv.serving.versions import CALLERS_ERRORS, Outputs, Served, rows_of
 
 Corrected = Callable[[int, Prediction], object]
@@ -107,7 +108,10 @@ class Answers:
         """Ends the queries."""
         if self._answers:
             answers, self._answers = self._answers, []
-            for answer, outputs in self._made(answers):
+            made: Iterable[tuple[Answer, dict[str, Array] | BaseException]] = self._made(answers)
+            if self._admission.tracing is not None:
+                made = _traced(made, self._admission.tracing)
+            for answer, outputs in made:
                 if answer.corrects:
                     self._give_correction(answer, outputs)
                 elif isinstance(outputs, BaseException):
@@ -117,6 +121,8 @@ class Answers:
         if self._errors:
             errors, self._errors = self._errors, []
             for query, error in errors:
+                if self._admission.tracing is not None:
+                    self._admission.tracing.forget(query)
                 pending = self._admission.take(query)
                 if pending is not None:
                     pending.future.end(error)
@@ -182,6 +188,19 @@ class Answers:
         reason = f"{what}: {type(cause).__name__}: {cause}"
         self._metrics.last_error = f"query {query}: {reason}"
         return reason
+
+
+def _traced(
+    made: Iterable[tuple[Answer, dict[str, Array] | BaseException]], tracing: Tracing
+) -> list[tuple[Answer, dict[str, Array] | BaseException]]:
+    """The same, all made now, with a span for each."""
+    began_ns = time.time_ns()
+    found = list(made)
+    ended_ns = time.time_ns()
+    for answer, _ in found:
+        if not answer.corrects:
+            tracing.answered(answer.query, began_ns, ended_ns, answer.source)
+    return found
 
 
 def _no_fallback(_: Array) -> Outputs:

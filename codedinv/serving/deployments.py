@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from codedinv.errors import UnprovenWarning
 from codedinv.model.runtimes import Runtime
 from codedinv.schemes import Scheme, ServedModel
 from codedinv.schemes.scheme import BACKBONE, ENCODED, Array, parity_model
@@ -94,13 +96,13 @@ class Deployments:
             scheme: in place of the one that all deployments have.
 
         Raises:
-            ValueError: scheme, fallback and model do not fit together.
+            ValueError: scheme, runtime, fallback and model do not fit together.
             BundleError: a folder that holds no sound bundle.
             CodedInvError: heads, encoder or fallback take too long.
         """
         model = load_model(model)
-        own: str = getattr(model, "scheme", "invertible")
-        chosen = scheme or self._scheme or own
+        chosen = scheme or self._scheme or _default_scheme(model)
+        _warn_of_worth(model, chosen)
         served = build_served(
             model, chosen, self._fallback, self._verify, self._grouping, self._fuse
         )
@@ -115,6 +117,7 @@ class Deployments:
         try_out(served, check.input_shape, self._start_timeout_s)
         if self._as_threads:
             return Deployment(model, served, _in_process(model, parities), check, None)
+        _check_runtime(model, self._runtime)
         temporary = None
         folder = model.folder
         if folder is None or is_temporary(folder):  # another server's, and gone when that closes
@@ -134,6 +137,41 @@ class Deployments:
         return Deployment(
             model, served, {BACKBONE: spec(check.input_shape), **models}, check, temporary
         )
+
+
+def _default_scheme(model: ServedModel) -> str:
+    meant = getattr(model, "scheme", "invertible")
+    own: str = getattr(model, "default_scheme", meant)
+    return own
+
+
+def _check_runtime(model: ServedModel, runtime: Runtime) -> None:
+    """Refuses what would only be found by workers that do not start."""
+    if runtime == "torch" and not getattr(model, "rebuildable", True):
+        raise ValueError(
+            f"runtime: workers cannot make torch modules of {model.name!r}, which has ONNX graphs "
+            "alone or factories that they never call; expected runtime='onnx' (on a GPU with "
+            "onnxruntime-gpu)"
+        )
+
+
+def _warn_of_worth(model: ServedModel, chosen: str | Scheme) -> None:
+    """Says so where nothing shows that reconstructed answers of the model are worth giving."""
+    objection = getattr(getattr(model, "worth", None), "objection", None)
+    meant: str = getattr(model, "scheme", "")
+    name = chosen.name if isinstance(chosen, Scheme) else chosen
+    if objection is None or (name not in ENCODED and meant not in ENCODED):
+        return
+    if name in ENCODED:
+        text = f"{model.name!r} is served by scheme {name!r} as asked for, though {objection}"
+    elif name == getattr(model, "default_scheme", None):
+        text = (
+            f"{model.name!r} is served by scheme {name!r}, not by {meant!r}, for {objection}: "
+            f"no answer is reconstructed. To have that all the same: scheme={meant!r}"
+        )
+    else:
+        return
+    warnings.warn(text, UnprovenWarning, stacklevel=4)
 
 
 def make_pool(

@@ -27,6 +27,7 @@ from codedinv.serving.futures import CallbackThread
 from codedinv.serving.metrics import Metrics, Snapshot
 from codedinv.serving.policy import Policy
 from codedinv.serving.reloads import Reloads
+from codedinv.serving.tracing import Tracing
 from codedinv.serving.versions import CALLERS_ERRORS, Served
 from codedinv.workers import Died, Dropped, Message, Pool, Ready, Result, TaskError
 
@@ -52,6 +53,7 @@ class Engine:
         workers: how many.
         on_correction: called, in the callback thread, with the exact answer to a query that had
             another one before.
+        tracing: sees every event and action.
 
     Attributes:
         settled: set once every worker was ready or dead, or the engine has failed.
@@ -67,12 +69,14 @@ class Engine:
         pool: Pool,
         workers: int,
         on_correction: Corrected | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._pool = pool
         self._workers = workers
         self._callbacks = CallbackThread()
         self.waker: Callable[[], None] = pool.wake
         self.admission = Admission(policy.max_queue, self.wake, self._callbacks)
+        self.admission.tracing = self._tracing = tracing
         self._core = Core(
             served.scheme.plan, policy, workers, has_fallback=served.fallback is not None
         )
@@ -172,6 +176,8 @@ class Engine:
         """Ends the workers, after the last turn."""
         if not self._shut.acquire(blocking=False):
             return
+        if self._tracing is not None:
+            self._tracing.close()
         self._encoder.close(_ENCODER_ENDS_S)
         try:
             self._pool.close(_WORKERS_END_S)
@@ -255,6 +261,8 @@ class Engine:
             self._handle(item)
 
     def _handle(self, event: ev.Event) -> None:
+        if self._tracing is not None:
+            self._tracing.event(event)
         self._do_all(self._core.take(event))
         while self._replies:
             self._handle(self._replies.popleft())
@@ -267,8 +275,13 @@ class Engine:
             self._do_all(self._core.conclude())
 
     def _do_all(self, actions: list[act.Action]) -> None:
+        tracing = self._tracing
         for action in actions:
+            if tracing is not None:
+                tracing.before(action)
             self._do[type(action)](action)
+            if tracing is not None:
+                tracing.after(action)
 
     def _event(self, message: Message, now: float) -> ev.Event:
         match message:

@@ -32,6 +32,7 @@ from codedinv.serving.policy import Policy
 from codedinv.serving.prediction import Prediction
 from codedinv.serving.queries import QueryCheck, check_deadline
 from codedinv.serving.runners import Home, in_thread, to_the_end
+from codedinv.serving.tracing import Tracing
 from codedinv.serving.versions import Fallback, output_shapes
 from codedinv.workers import Batching, Pool
 from codedinv.workers.batches import ONE_BY_ONE
@@ -91,6 +92,9 @@ class CodedServer:
             where it is installed; on CUDA devices torch where that is built for them.
         on_correction: called with (query id, `Prediction`) when the exact answer comes after a
             reconstructed one or a fallback was given; runs where done-callbacks run.
+        tracing: makes OpenTelemetry spans of queries that are submitted under a span that is
+            recorded (extra `otel`): queue, worker, encode, decode, head, by the program's own
+            tracer provider. Remote workers are sent the trace context.
 
     Attributes:
         pool: the workers. Local ones can be broken in many ways, for tests and demonstrations:
@@ -119,6 +123,7 @@ class CodedServer:
         devices: str | Sequence[str] = CPU,
         runtime: Runtime = "auto",
         on_correction: Corrected | None = None,
+        tracing: bool = False,
     ) -> None:
         _check_workers(workers, backend, pool, security)
         batching = Batching(max_batch, max_queue_delay_us)
@@ -151,7 +156,8 @@ class CodedServer:
             else:
                 pool.provide(0, now.models)
             self.pool: Any = pool  # a local one can do more than a `Pool`
-            self._engine = Engine(now.served, self.policy, pool, count, on_correction)
+            traced = Tracing() if tracing else None
+            self._engine = Engine(now.served, self.policy, pool, count, on_correction, traced)
         except BaseException:
             now.remove()
             raise

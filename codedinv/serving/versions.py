@@ -3,6 +3,7 @@ before a query meets them."""
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -52,11 +53,19 @@ class Served:
 
 
 def load_model(model: ServedModel | str | Path) -> ServedModel:
-    """A model by name or folder; any other is passed through."""
+    """A model by name, folder or ONNX file; any other is passed through.
+
+    Raises:
+        TypeError: it is none of these; the message says how to make one of it.
+    """
     if not isinstance(model, str | Path):
+        if not hasattr(model, "embedding_shape"):
+            raise TypeError(_how_to_make_one_of(model))
         return model
     from codedinv.model import CodedModel
 
+    if Path(model).suffix == ".onnx" and not Path(model).is_dir():
+        return CodedModel.from_onnx(model)
     return CodedModel.load(model)
 
 
@@ -75,6 +84,22 @@ def output_shapes(model: ServedModel) -> dict[str, tuple[int, ...]]:
         return {task: (int(outputs),) for task, outputs in tasks.items()}
     anchors = model.anchors.embeddings[:1]
     return {task: tuple(model.head(anchors, task).shape[1:]) for task in model.heads}
+
+
+def _how_to_make_one_of(model: object) -> str:
+    kind = type(model)
+    expected = "model: expected a CodedModel, a bundled name, a bundle's folder or an ONNX file"
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(model, torch.nn.Module):
+        return (
+            f"{expected}, got the torch module {kind.__name__}. Make one of it: "
+            'CodedModel.from_modules(name="mine", backbone=module, '
+            'heads={"label": torch.nn.Identity()}, anchors_queries=x[:8]), where x are float32 '
+            "queries (B, *input); see docs/own-models.md"
+        )
+    if kind.__module__.partition(".")[0] in ("onnx", "onnxruntime"):
+        return f"{expected}, got {kind.__name__}. Make one of its file: CodedModel.from_onnx(path)"
+    return f"{expected}, got {kind.__name__}"
 
 
 def build_served(

@@ -146,7 +146,7 @@ def light_training(
         steps=steps,
         step=step,
         evaluate=evaluate,
-        evaluate_every=lessons.per_epoch,
+        evaluate_every=max(lessons.per_epoch, steps // 24),
         modules={"light": light},
         optimizers=[descent.optimizer],
         schedulers=[descent.schedule],

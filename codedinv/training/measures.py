@@ -26,7 +26,7 @@ def accuracy(
     """
     backbone.eval()
     head.eval()
-    device = next(head.parameters()).device
+    device = next((p.device for m in (head, backbone) for p in m.parameters()), torch.device("cpu"))
     right = 0
     for at in range(0, len(examples), _BATCH):
         x, y = _tensors(examples, slice(at, at + _BATCH), device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from codedinv.model.names import check_name
 from codedinv.training.recipe_checks import check_backbone, check_head, explained
 
 
@@ -139,8 +139,7 @@ class Recipe(_Section):
     @field_validator("name")
     @classmethod
     def _is_a_name(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise ValueError("expected letters, digits, '.', '-' and '_'")
+        check_name(name)
         return name
 
 

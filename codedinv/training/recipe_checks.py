@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 from collections.abc import Iterable, Mapping
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from codedinv.nn.build import BACKBONES, HEADS
 
+_STRICT = ConfigDict(extra="forbid")
 _SHOWN = 60  # characters of a value in a message
 
 
@@ -24,10 +26,11 @@ def check_backbone(config: Mapping[str, Any]) -> None:
     kind = fields.pop("kind", "iresnet")
     if kind not in BACKBONES:
         raise ValueError(f"backbone.kind: expected one of {', '.join(BACKBONES)}, got {kind!r}")
+    _validate(_strict(BACKBONES[kind]), fields, "backbone")
     try:
-        TypeAdapter(BACKBONES[kind]).validate_python(fields)
-    except ValidationError as error:
-        raise ValueError(explained(error, BACKBONES[kind], "backbone")) from None
+        BACKBONES[kind].from_dict(fields)
+    except ValueError as error:
+        raise ValueError(f"backbone: {error}") from None
 
 
 def check_head(config: Mapping[str, Any]) -> None:
@@ -47,11 +50,27 @@ def check_head(config: Mapping[str, Any]) -> None:
         for name, parameter in parameters.items()
         if name not in ("embedding_shape", "outputs")
     }
-    model = create_model("head", __config__=ConfigDict(extra="forbid"), **allowed)
+    _validate(create_model("head", __config__=_STRICT, **allowed), fields, "head")
+
+
+def _validate(model: type[BaseModel], fields: Mapping[str, Any], section: str) -> None:
     try:
         model.model_validate(fields)
     except ValidationError as error:
-        raise ValueError(explained(error, model, "head")) from None
+        raise ValueError(explained(error, model, section)) from None
+
+
+def _strict(config: Any) -> type[BaseModel]:
+    """A model of a dataclass, and of those in its tuples, that takes no other key."""
+    hints = get_type_hints(config)
+    taken: Any = {}
+    for field in dataclasses.fields(config):
+        hint = hints[field.name]
+        inner = next((a for a in get_args(hint) if dataclasses.is_dataclass(a)), None)
+        hint = hint if inner is None else tuple[_strict(inner), ...]  # type: ignore[misc]
+        default = ... if field.default is dataclasses.MISSING else field.default
+        taken[field.name] = (hint, default)
+    return create_model(config.__name__, __config__=_STRICT, **taken)
 
 
 def explained(error: ValidationError, model: Any, prefix: str = "") -> str:
@@ -94,15 +113,10 @@ def _fields_of(model: Any) -> list[str]:
 def _hints(model: Any) -> dict[str, Any]:
     if isinstance(model, type) and issubclass(model, BaseModel):
         return {name: field.annotation for name, field in model.model_fields.items()}
-    return get_type_hints(model) if isinstance(model, type) else {}
+    return {}
 
 
-def _models_in(hint: Any) -> list[Any]:
-    """The model or dataclass in a hint such as `LightRecipe | None` or `tuple[Stage, ...]`."""
-    candidates = [hint, *getattr(hint, "__args__", ())]
-    return [
-        candidate
-        for candidate in candidates
-        if isinstance(candidate, type)
-        and (issubclass(candidate, BaseModel) or hasattr(candidate, "__dataclass_fields__"))
-    ]
+def _models_in(hint: Any) -> list[type[BaseModel]]:
+    """The model in a hint such as `LightRecipe | None` or `tuple[Stage, ...]`."""
+    found = (hint, *get_args(hint))
+    return [one for one in found if isinstance(one, type) and issubclass(one, BaseModel)]

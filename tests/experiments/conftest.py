@@ -29,7 +29,7 @@ def lit_model(make_small_model: Callable[..., CodedModel]) -> CodedModel:
         heads=modules.heads,
         encoder=modules.encoder,
         anchors_queries=bare.anchors.queries,
-        metadata={"provenance": {"data_set": "fashion-mnist"}},
+        metadata={**bare.metadata, "provenance": {"data_set": "fashion-mnist"}},
         light=SeparableNet((1, 28, 28), 12, 2),
         fusion={"arrival": (0.5, 0.5), "alike": (0.5, 0.5)},
     )

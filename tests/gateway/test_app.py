@@ -5,18 +5,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import fastapi
+import grpc
 import httpx
 import numpy as np
+import orjson
 import pytest
+import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from codedinv.gateway import create_app
+from codedinv.gateway.access import Token
+from codedinv.gateway.bodies import Bodies
+from codedinv.gateway.hosted import HostedModel, HostedModels
+from codedinv.gateway.inference import Limits
+from codedinv.gateway.rest import build_app
+from codedinv.gateway.rpc import Rpc
+from codedinv.gateway.traffic import Traffic
+from codedinv.oip import InferRequest, Tensor, grpc_codec
+from codedinv.oip.messages import Stub
 from codedinv.serving import CodedServer, Policy
 from tests.gateway.servers import copy_bundle, infer_body
 from tests.serving.linear_model import LinearModel
@@ -235,6 +248,49 @@ def test_a_body_of_unknown_length_is_limited_too(serve: Callable[..., CodedServe
     assert answer.status_code == 413
 
 
+def test_bodies_of_all_requests_together_are_limited(serve: Callable[..., CodedServer]) -> None:
+    """And what a request held is free again when it has ended, however it did."""
+    models = HostedModels.of(serve())
+    limits = Limits(max_body_bytes=2**16, max_total_body_bytes=2**16)
+    bodies = Bodies(limits.max_total_body_bytes)
+    app = build_app(models, limits, Traffic(), Token(None), bodies=bodies)
+    good = orjson.dumps(infer_body(queries(1)))
+    rest = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield bytes(2**16 - len(good) + 1)
+        await rest.wait()
+
+    async def main() -> None:
+        async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
+            held = asyncio.create_task(client.post(INFER, content=slow()))
+            while not bodies.held:
+                await asyncio.sleep(0.01)
+            refused = await client.post(INFER, content=good)
+            assert refused.status_code == 503
+            assert "other requests" in refused.json()["error"]
+            rest.set()
+            assert (await held).status_code == 400
+            assert (await client.post(INFER, content=good)).status_code == 200
+            assert (await client.post(INFER, content=gzip.compress(good), headers={
+                "content-encoding": "gzip"})).status_code == 200  # fmt: skip
+            assert bodies.held == 0
+
+    asyncio.run(main())
+
+
+@contextlib.asynccontextmanager
+async def serving(app: Any) -> AsyncIterator[str]:
+    """The application behind uvicorn: a client of ASGI alone would send a body in one piece."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        await task
+
+
 @pytest.mark.parametrize("content_type", [None, "text/plain", "application/octet-stream"])
 def test_any_content_type_will_do(
     serve: Callable[..., CodedServer], content_type: str | None
@@ -267,8 +323,6 @@ def test_mounted_health_needs_no_token_either(serve: Callable[..., CodedServer])
 
 
 def test_a_name_twice_is_refused() -> None:
-    from codedinv.gateway.hosted import HostedModel, HostedModels
-
     with pytest.raises(ValueError, match="'a' twice"):
         HostedModels([HostedModel("a"), HostedModel("a")])
 
@@ -284,3 +338,30 @@ def test_reloading_a_mounted_model_reads_its_folder_again(tmp_path: Path) -> Non
         after = ask(app, "GET", "/v2/models/fashion").json()["versions"]
         assert before != after
         assert server.stats().reloads == 1
+
+
+def test_messages_over_grpc_count_among_all_bodies(serve: Callable[..., CodedServer]) -> None:
+    request = InferRequest([Tensor("query", queries(1))])
+    message = grpc_codec.encode_request("linear", request)
+    bodies = Bodies(message.ByteSize() + 10)
+    models = HostedModels.of(serve())
+
+    async def main() -> None:
+        rpc = Rpc(models, Limits(), Traffic(), Token(None), bodies=bodies)
+        server = grpc.aio.server()
+        rpc.add_to(server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub = Stub(channel)
+            assert (await stub.ModelInfer(message)).outputs
+            with bodies.hold() as others:
+                others.grow(11)
+                with pytest.raises(grpc.RpcError) as raised:
+                    await stub.ModelInfer(message)
+            assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert (await stub.ModelInfer(message)).outputs
+        await server.stop(1)
+
+    asyncio.run(main())
+    assert bodies.held == 0

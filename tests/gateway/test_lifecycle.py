@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import ssl
@@ -260,6 +262,36 @@ def test_queries_are_answered_by_the_model_that_they_were_asked_of(tmp_path: Pat
         tasks = {(a["model_version"], *(o["name"] for o in a["outputs"])) for a in traffic.answers}
         assert tasks == {(before, "label"), (after, "garment")}
         assert get(running, "/v2/models/fashion").json()["outputs"][0]["name"] == "garment"
+
+
+def test_statistics_agree_on_how_many_were_asked(tmp_path: Path) -> None:
+    """Also after the model has come again: what the gateway asks itself to warm up is no query."""
+    with running_gateway(tmp_path, ONE_WORKER) as running:
+
+        def counts() -> tuple[int, int]:
+            (found,) = get(running, f"/v2/models/{BUNDLE}/stats").json()["model_stats"]
+            return found["inference_stats"]["queue"]["count"], found["inference_count"]
+
+        assert counts() == (0, 0)
+        infer(running)
+        assert counts() == (2, 2)
+        for what in ("unload", "load"):
+            path = f"{running.url}/v2/repository/models/{BUNDLE}/{what}"
+            assert httpx.post(path, timeout=60).status_code == 200
+            assert counts() == (2, 2)
+        infer(running)
+        assert counts() == (4, 4)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_curl_of_the_documentation_works_as_typed(gateway: Gateway) -> None:
+    text = (ROOT / "docs" / "gateway.md").read_text()
+    (command,) = re.findall(r"```bash\n(curl .*?)```", text, re.DOTALL)
+    typed = command.replace("http://127.0.0.1:8000", gateway.url)
+    said = subprocess.run(["sh", "-c", typed], capture_output=True, text=True, check=True).stdout
+    answer = json.loads(said)
+    assert answer["parameters"]["source"] == "exact"
+    assert answer["outputs"][0]["shape"] == [1, 10]
 
 
 def test_a_signal_does_not_load_what_was_unloaded(tmp_path: Path) -> None:

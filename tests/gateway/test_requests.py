@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import httpx
 import numpy as np
+import psutil
 import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -141,6 +142,31 @@ def test_a_body_beyond_the_limit_is_413_and_exhausts_a_resource(
     with pytest.raises(grpc.RpcError) as raised:
         stub.ModelInfer(grpc_codec.encode_request("fashion-mnist", huge), timeout=30)
     assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_a_wrong_name_and_a_wrong_count_are_told_at_once(gateway: Gateway, stub: Stub) -> None:
+    wrong = {**TENSOR, "name": "image", "data": TENSOR["data"][:-1]}
+    answer = httpx.post(gateway.url + INFER, json={"inputs": [wrong]}, timeout=30)
+    request = message("ModelInferRequest")(model_name="fashion-mnist")
+    request.inputs.add(name="image", datatype="FP32", shape=X.shape)
+    request.raw_input_contents.append(bytes(4))
+    with pytest.raises(grpc.RpcError) as raised:
+        stub.ModelInfer(request, timeout=30)
+    assert answer.status_code == 400
+    for said in (answer.json()["error"], raised.value.details()):
+        assert "inputs: expected 'query', got ['image']; tensor 'image': expected" in said
+
+
+def test_a_bomb_over_grpc_is_not_unpacked(gateway: Gateway, channel: grpc.Channel) -> None:
+    """The client takes a second to make it, and the gateway none to refuse it."""
+    call = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+    process = psutil.Process(gateway.process.pid)
+    before = process.cpu_times()
+    with pytest.raises(grpc.RpcError) as raised:
+        call(bytes(100 * 2**20), timeout=100, compression=grpc.Compression.Gzip)
+    assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    after = process.cpu_times()
+    assert after.user + after.system - before.user - before.system < 0.5
 
 
 @pytest.mark.parametrize(

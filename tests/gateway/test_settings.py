@@ -107,6 +107,10 @@ def test_workers_may_ask_for_certificates_and_a_token(tmp_path: Path) -> None:
                 ({"cert": "nowhere"}, r"models\.0\.security\.cert: no such setting"),
             )
         ),
+        (
+            {"max_body_bytes": 4096, "max_total_body_bytes": 2048},
+            r"max_total_body_bytes: expected at least max_body_bytes, 4096, got 2048",
+        ),
         ({"drain_timeout_s": 0}, r"drain_timeout_s: .*greater than 0"),
         ({"drain_delay_s": float("inf")}, r"drain_delay_s: .*finite"),
     ],

@@ -117,7 +117,7 @@ def test_a_guided_bundle_is_exported_again(guided_bundle: Path, tmp_path: Path) 
     [
         ({"light": None}, "light: the scheme 'guided'"),
         ({"light": None, "scheme": "invertible"}, "encoder: the scheme 'invertible' needs one"),
-        ({"scheme": "telepathy"}, "scheme: expected one of invertible, guided"),
+        ({"scheme": "telepathy"}, "scheme: expected one of invertible, worker-encoded"),
         ({"light": SeparableNet(SHAPE, 10, 3)}, r"light: expected \(B, 12\)"),
     ],
 )

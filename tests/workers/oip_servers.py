@@ -37,6 +37,7 @@ class OipServer:
         identity: of the request that answers say they belong to; empty: they say nothing.
         stated_bytes: that the bodies of HTTP answers to requests are said to have, after which the
             connection is closed; None: what they have.
+        traces: `traceparent` of requests, where they had one.
         arrived: requests; begun: those whose turn came; cancelled: those called off before.
     """
 
@@ -55,6 +56,7 @@ class OipServer:
         self.falsify: Callable[[np.ndarray], np.ndarray] = lambda embeddings: embeddings
         self.identity = ""
         self.stated_bytes: int | None = None
+        self.traces: list[str] = []
         self.arrived = self.begun = self.cancelled = 0
         self._turn = threading.Lock()
 
@@ -139,6 +141,7 @@ class GrpcServer(OipServer):
 
     def ModelInfer(self, request: Any, context: Any) -> Any:
         self._find(request.model_name, context)
+        self.traces += [v for k, v in context.invocation_metadata() if k == "traceparent"]
         found = self.answer(grpc_codec.decode_request(request), context.is_active)
         if isinstance(found, str):
             context.abort(grpc.StatusCode.INTERNAL, found)
@@ -223,6 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         owner = self.server_of
+        owner.traces += [v for k, v in self.headers.items() if k == "traceparent"]
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if owner.is_removed:
             self._answer(404, {"error": "unknown model"})

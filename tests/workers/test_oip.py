@@ -327,6 +327,17 @@ def test_grpc_tells_of_a_server_that_goes_while_nothing_is_asked(
     assert "the connection is lost" in death(pool)
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("kind", [GrpcServer], ids=["grpc"], indirect=True)
+def test_grpc_says_nothing_of_a_connection_that_is_closed_early(
+    start_server: StartServer, connect: Connect
+) -> None:
+    server = start_server()
+    for _ in range(5):
+        ready(connect(server)).close(5.0)
+    wait_until(lambda: not [t for t in threading.enumerate() if t.name == "codedinv-hang-up"])
+
+
 @pytest.mark.parametrize("kind", [HttpServer], ids=["http"], indirect=True)
 def test_a_socket_that_the_server_closed_is_replaced(
     start_server: StartServer, connect: Connect, linear: LinearModel

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from codedinv.oip import InferRequest, InferResponse
@@ -69,8 +69,15 @@ class Connection(Protocol):
             WrongModel: what the server says is not understood.
         """
 
-    def infer(self, model: str, version: str, request: InferRequest, done: Done) -> object:
-        """Sends a request.
+    def infer(
+        self,
+        model: str,
+        version: str,
+        request: InferRequest,
+        done: Done,
+        headers: Mapping[str, str],
+    ) -> object:
+        """Sends a request, with these headers beside those of the connection.
 
         Returns:
             What `cancel` takes.

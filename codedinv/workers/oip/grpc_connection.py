@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grpc
@@ -15,6 +16,7 @@ from codedinv.workers.oip.signature import ModelInfo, TensorInfo
 from codedinv.workers.oip.tls import tls_problem
 
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND)
+_WATCH_ENDS_S = 1.0  # grpc's own thread looks five times a second whether it is still wanted
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", MOST_BYTES),
@@ -49,6 +51,8 @@ class GrpcConnection:
         self._stub = messages.Stub(self._channel)
         self._metadata = list(security.headers(endpoint).items())
         self._question_s = question_s
+        self._is_closed = False
+        self._subscribed: list[Callable[[grpc.ChannelConnectivity], None]] = []
         self._endpoint, self._security = endpoint, security
 
     def is_server_ready(self) -> bool:
@@ -68,9 +72,17 @@ class GrpcConnection:
             parameters = {}  # only Triton and its like have it
         return ModelInfo(_tensors(metadata.inputs), _tensors(metadata.outputs), parameters)
 
-    def infer(self, model: str, version: str, request: InferRequest, done: Done) -> object:
+    def infer(
+        self,
+        model: str,
+        version: str,
+        request: InferRequest,
+        done: Done,
+        headers: Mapping[str, str],
+    ) -> object:
         message = grpc_codec.encode_request(model, request, version)
-        call = self._stub.ModelInfer.future(message, metadata=self._metadata)
+        metadata = [*self._metadata, *headers.items()] if headers else self._metadata
+        call = self._stub.ModelInfer.future(message, metadata=metadata)
         call.add_done_callback(lambda ended: done(_outcome(ended, request.id)))
         return call
 
@@ -78,21 +90,34 @@ class GrpcConnection:
         call.cancel()
 
     def watch(self, lost: Callable[[str], None]) -> None:
+        if self._is_closed:
+            return
+
         def connect(state: grpc.ChannelConnectivity) -> None:
             pass  # to subscribe this is how a channel is told to connect
 
         def changed(state: grpc.ChannelConnectivity) -> None:
             if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
                 lost("the connection is lost")
-            elif state is grpc.ChannelConnectivity.IDLE:
+            elif state is grpc.ChannelConnectivity.IDLE and not self._is_closed:
                 # The server took its leave: it has ended, or found the connection unused and will
                 # take a new one, as is now found out.
                 self._channel.unsubscribe(connect)
                 self._channel.subscribe(connect, try_to_connect=True)
 
+        self._subscribed += [connect, changed]
         self._channel.subscribe(changed, try_to_connect=True)
 
     def close(self) -> None:
+        """Ends the connection, after the thread by which grpc watches it: that one would meet a
+        closed channel, and print so."""
+        self._is_closed = True
+        for callback in self._subscribed:
+            self._channel.unsubscribe(callback)
+        until = time.monotonic() + _WATCH_ENDS_S
+        state = getattr(self._channel, "_connectivity_state", None)
+        while getattr(state, "polling", False) and time.monotonic() < until:
+            time.sleep(_WATCH_ENDS_S / 50)
         self._channel.close()
 
     def _ask(self, call: str, **fields: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from codedinv.workers.backbone import Array, BackboneSpec
 from codedinv.workers.base import MailboxPool, Versions
+from codedinv.workers.headers import task_headers
 from codedinv.workers.oip.connection import Connection
 from codedinv.workers.oip.endpoint import Endpoint, Security
 from codedinv.workers.oip.remote import Remote
@@ -90,7 +91,7 @@ class OipPool(MailboxPool):
     def send(self, worker: int, generation: int, task: int, model: str, query: Array) -> None:
         remote = self._living(worker, generation)
         if remote is not None:
-            remote.send(task, model, query)
+            remote.send(task, model, query, task_headers.get())
 
     def cancel(self, worker: int, generation: int, task: int) -> None:
         remote = self._living(worker, generation)

@@ -12,6 +12,7 @@ import numpy as np
 
 from codedinv.oip import InferResponse, ProtocolError
 from codedinv.workers.backbone import Array, BackboneSpec
+from codedinv.workers.headers import NO_HEADERS
 from codedinv.workers.oip.connection import Connection, Done, Failed, Gone, NoAnswer
 from codedinv.workers.oip.endpoint import Endpoint
 from codedinv.workers.oip.signature import Signature
@@ -66,7 +67,7 @@ class Remote:
         self._over = threading.Event()
         self._connection: Connection | None = None
         self._signatures: dict[str, Signature] = {}
-        self._waiting: OrderedDict[int, tuple[str, Array]] = OrderedDict()
+        self._waiting: OrderedDict[int, tuple[str, Array, Mapping[str, str]]] = OrderedDict()
         self._calls: OrderedDict[int, _Call] = OrderedDict()  # at the server, in their order
         name = f"codedinv-remote-{index}.{generation}"
         threading.Thread(target=self._begin, name=name, daemon=True).start()
@@ -76,8 +77,10 @@ class Remote:
         """Does it take tasks?"""
         return bool(self._signatures) and not self._over.is_set()
 
-    def send(self, task: int, model: str, query: Array) -> None:
-        """Gives it a task."""
+    def send(
+        self, task: int, model: str, query: Array, headers: Mapping[str, str] = NO_HEADERS
+    ) -> None:
+        """Gives it a task; `headers` go along with it."""
         with self._lock:
             if self._over.is_set():
                 return  # its death is told already
@@ -85,7 +88,7 @@ class Remote:
                 reason = f"model: expected one of {list(self._models)}, got {model!r}"
                 self._say(TaskError(*self._origin, task, reason))
                 return
-            self._waiting[task] = model, query
+            self._waiting[task] = model, query, headers
             self._send_waiting()
 
     def cancel(self, task: int) -> None:
@@ -126,17 +129,23 @@ class Remote:
     def _send_waiting(self) -> None:
         connection = self._connection
         while connection is not None and self._waiting and len(self._calls) < self._in_flight:
-            task, (model, query) = self._waiting.popitem(last=False)
+            task, (model, query, headers) = self._waiting.popitem(last=False)
             self._calls[task] = call = _Call()
             done = partial(self._done, task, model)
-            call.handle = self._ask(connection, model, query, f"task-{task}", done)
+            call.handle = self._ask(connection, model, query, f"task-{task}", done, headers)
 
     def _ask(
-        self, connection: Connection, model: str, query: Array, identity: str, done: Done
+        self,
+        connection: Connection,
+        model: str,
+        query: Array,
+        identity: str,
+        done: Done,
+        headers: Mapping[str, str] = NO_HEADERS,
     ) -> object:
         remote = self.endpoint.model or self._models[model].name or model
         request = self._signatures[model].request(query, identity)
-        return connection.infer(remote, self.endpoint.version, request, done)
+        return connection.infer(remote, self.endpoint.version, request, done, headers)
 
     def _done(self, task: int, model: str, outcome: InferResponse | Failed) -> None:
         """A call has ended; called in threads of the connection's."""

@@ -1,0 +1,1 @@
+"""Networks of the examples, as somebody's own package would have them."""
