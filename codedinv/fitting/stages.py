@@ -20,15 +20,16 @@ from codedinv.training.classifier import classifier_training
 from codedinv.training.draws import classes_of
 from codedinv.training.encoder import EncoderLosses, encoder_training
 from codedinv.training.identity import module_print
-from codedinv.training.learnt import split_off
+from codedinv.training.learnt import LabelledQueries, split_off
 from codedinv.training.lessons import Lessons
 from codedinv.training.light import best_temperature, light_training
 from codedinv.training.loop import train
 from codedinv.training.measures import accuracy, degraded_accuracy
 from codedinv.training.recipe import ClassifierRecipe, EncoderRecipe, LightRecipe
+from codedinv.training.tasks import targets_of
 
 _LIGHT_SHARE = 0.5  # of the budget
-_GROUPS_PER_STEP = 48
+_GROUPS_PER_STEP = 32
 _SCORED = 2000  # test examples for the history of a training
 
 
@@ -114,8 +115,7 @@ def fit_light(
         subject.plain.input_shape, sum(tasks), recipe.budget * subject.work, *_scale(subject)
     ).to(subject.device)
     embeddings = subject.fixed.embeddings(learnt, out.parent / "embeddings.pt", subject.views)
-    answers = subject.fixed.logits(embeddings)
-    answers = torch.cat([part.softmax(2) for part in torch.split(answers, tasks, 2)], 2)
+    answers = targets_of(subject.fixed.logits(embeddings), tasks)
     lessons = Lessons(learnt, recipe, settings.seed, answers, tasks[0])
     scored = subject.test.part(slice(_SCORED))
     training = light_training(
@@ -128,8 +128,7 @@ def fit_light(
         tasks=tasks,
     )
     train(training, out, resume, console)
-    light.eval()
-    light.get_buffer("temperature").fill_(best_temperature(light, subject.held_out, tasks[0]))
+    _calibrate(light.eval(), subject.held_out, tasks[0])
     return light
 
 
@@ -183,6 +182,15 @@ def fit_encoder(
     )
     train(training, out, resume, console)
     return encoder.eval()
+
+
+@torch.no_grad()
+def _calibrate(light: nn.Module, held_out: LabelledQueries, outputs: int) -> None:
+    """Folds the first task's temperature into its logits; numbers of other tasks have none."""
+    temperature = best_temperature(light, held_out, outputs)
+    linear = light.get_submodule("linear")
+    for name in ("weight", "bias"):
+        linear.get_parameter(name)[:outputs] /= temperature
 
 
 def _about(subject: Subject, settings: Settings) -> dict[str, object]:
