@@ -15,7 +15,7 @@ from codedinv.data import Examples
 from codedinv.fitting.parts import as_modules
 from codedinv.fitting.settings import HELD_OUT, Settings
 from codedinv.fitting.subject import Subject
-from codedinv.nn import encoder_for, light_for
+from codedinv.nn import Encoder, encoder_for, light_for
 from codedinv.training.classifier import classifier_training
 from codedinv.training.draws import classes_of
 from codedinv.training.encoder import EncoderLosses, encoder_training
@@ -145,7 +145,7 @@ def fit_encoder(
     """An encoder for groups of k, half of which are alike while it learns.
 
     Raises:
-        ValueError: the budget does not pay for one.
+        ValueError: not even a backbone call pays for one.
     """
     learnt, tasks, code = subject.learnt, list(subject.plain.tasks.values()), Code.uniform(k)
     recipe = EncoderRecipe.model_validate(
@@ -159,9 +159,7 @@ def fit_encoder(
     )
     torch.manual_seed(settings.seed + 1)
     in_unit = subject.train.input_range is not None
-    encoder = encoder_for(
-        subject.plain.input_shape, code.coefficients, settings.budget * subject.work, not in_unit
-    )
+    encoder = _encoder_of(subject, settings, code, not in_unit)
     if not in_unit:
         encoder.fit_scale(learnt.queries().cpu())
     encoder.to(subject.device)
@@ -182,6 +180,16 @@ def fit_encoder(
     )
     train(training, out, resume, console)
     return encoder.eval()
+
+
+def _encoder_of(subject: Subject, settings: Settings, code: Code, normalised: bool) -> Encoder:
+    """Within the front end's budget, or, if that pays for none, within what a worker does for a
+    query: then the parity worker encodes."""
+    shape, coefficients = subject.plain.input_shape, code.coefficients
+    try:
+        return encoder_for(shape, coefficients, settings.budget * subject.work, normalised)
+    except ValueError:
+        return encoder_for(shape, coefficients, subject.work, normalised)
 
 
 @torch.no_grad()
