@@ -9,7 +9,7 @@ CLANG ?= clang++
 SANITIZED := build/asan build/tsan
 EVERYDAY := -m "not slow and not servers and not gpu"
 # In three processes: torch 2.13 was seen to crash at the exit of one that had run them all.
-MODELS := tests/coding tests/csrc tests/experiments tests/nn tests/training tests/test_data.py
+MODELS := tests/coding tests/csrc tests/experiments tests/nn tests/training tests/data tests/fitting
 SERVING := $(filter-out tests/kernels $(MODELS) tests/conftest.py,$(wildcard tests/*/test_*.py tests/test_*.py))
 SERVING := $(filter-out $(addsuffix /%,tests/kernels $(filter-out %.py,$(MODELS))),$(SERVING))
 

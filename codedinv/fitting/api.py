@@ -86,7 +86,7 @@ def fit(
     )
     console = Console(quiet=quiet)
     if not console.is_terminal:
-        console.width = max(console.width, 110)
+        console.width = max(console.width, 124)
     use_threads(threads)
     examples = as_examples(train, "train"), as_examples(test, "test")
     check_amounts(*examples, settings)

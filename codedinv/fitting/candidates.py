@@ -158,30 +158,34 @@ def guided(
 
 
 def coded(
-    measured: Measured, model: CodedModel, queries: Any, seed: int, progress: Progress
+    measured: Measured,
+    model: CodedModel,
+    queries: Any,
+    seed: int,
+    progress: Progress,
+    budget: float,
 ) -> Iterator[Candidate]:
-    """The code alone and fused, groups as they arrive and alike; encoded at front end or worker."""
+    """The code alone and fused, groups as they arrive and alike; encoded at the front end, if its
+    `budget` allows, a share of a backbone call for a group, and at the parity worker."""
     found = _evaluated(measured, model, queries, seed, progress)
     macs, code = model.metadata["macs"], model.code
     light = macs["light"] / macs["backbone"]
     encoder = macs["encoder"] / macs["backbone"] / code.k
+    at_front = macs["encoder"] <= budget * macs["backbone"]
     for way in _WAYS:
         if way not in found.outcomes:
             continue
         answers = Answers(measured.exact, measured.light, found.outcomes[way])
-        alike = way.startswith("choosing")
-        yield measured.candidate(
-            answers,
-            "invertible",
-            code.k,
-            way,
-            workers=code.r / code.k,
-            front_end=encoder + (light if alike else 0.0),
-            lost=0.0 if alike else light,  # without fusion it answers what cannot be decoded
-        )
-        if way == "arrival + fused":
+        # What grouping takes is paid at every query; else the light model works on what is lost.
+        at_every, at_lost = (light, 0.0) if way.startswith("choosing") else (0.0, light)
+        own = code.r / code.k
+        if at_front:
             yield measured.candidate(
-                answers, "worker-encoded", code.k, way, code.r / code.k + encoder, 0.0, light
+                answers, "invertible", code.k, way, own, encoder + at_every, at_lost
+            )
+        if not at_front or way == "arrival + fused":
+            yield measured.candidate(
+                answers, "worker-encoded", code.k, way, own + encoder, at_every, at_lost
             )
 
 

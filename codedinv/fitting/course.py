@@ -65,8 +65,11 @@ class Course:
             for model in self._models_of(k, light, omitted):
                 models[model.scheme, k] = model
                 self._say(f"measuring {model.scheme}, k = {k}")
-                measure = guided if model.scheme == "guided" else coded
-                candidates += measure(measured, model, queries, settings.seed, self._quietly)
+                about = (measured, model, queries, settings.seed, self._quietly)
+                if model.scheme == "guided":
+                    candidates += guided(*about)
+                else:
+                    candidates += coded(*about, settings.budget)
         choice = choose(candidates, settings.unavailable, measured.worth, settings.scheme)
         report = self._report(measured, candidates, choice.best, choice.why, omitted, started)
         return self._finished(models, report, light), report
@@ -109,6 +112,12 @@ class Course:
             omitted[f"code, k = {k}"] = str(error)
             return
         alone = self._model("invertible", k, light, encoder)
+        macs = alone.metadata["macs"]
+        if macs["encoder"] > self.settings.budget * macs["backbone"]:
+            omitted[f"code, k = {k}"] = (
+                f"its encoder takes {macs['encoder'] / macs['backbone']:.0%} of a backbone call, "
+                f"the budget is {self.settings.budget:.0%}; only workers can encode"
+            )
         held_out = self.subject.held_out
         fusion = fit_fusion(
             alone,

@@ -88,6 +88,7 @@ class Report:
             caption=self._caption(),
             box=box.SIMPLE_HEAD,
             pad_edge=False,
+            padding=(0, 1),
         )
         table.add_column("", no_wrap=True)
         shares = sorted({*AT, self.unavailable})

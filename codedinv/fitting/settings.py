@@ -81,4 +81,4 @@ class Settings:
 
     def steps_of_encoder(self, learnt: int, groups_per_step: int) -> int:
         """Steps of an encoder: enough for the data, never few, never endless."""
-        return self.encoder_steps or max(400, min(4000, 10 * learnt // groups_per_step))
+        return self.encoder_steps or max(300, min(6000, 10 * learnt // groups_per_step))

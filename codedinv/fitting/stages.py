@@ -15,20 +15,21 @@ from codedinv.data import Examples
 from codedinv.fitting.parts import as_modules
 from codedinv.fitting.settings import HELD_OUT, Settings
 from codedinv.fitting.subject import Subject
-from codedinv.nn import encoder_for, light_for
+from codedinv.nn import Encoder, encoder_for, light_for
 from codedinv.training.classifier import classifier_training
 from codedinv.training.draws import classes_of
 from codedinv.training.encoder import EncoderLosses, encoder_training
 from codedinv.training.identity import module_print
-from codedinv.training.learnt import split_off
+from codedinv.training.learnt import LabelledQueries, split_off
 from codedinv.training.lessons import Lessons
 from codedinv.training.light import best_temperature, light_training
 from codedinv.training.loop import train
 from codedinv.training.measures import accuracy, degraded_accuracy
 from codedinv.training.recipe import ClassifierRecipe, EncoderRecipe, LightRecipe
+from codedinv.training.tasks import targets_of
 
 _LIGHT_SHARE = 0.5  # of the budget
-_GROUPS_PER_STEP = 48
+_GROUPS_PER_STEP = 32
 _SCORED = 2000  # test examples for the history of a training
 
 
@@ -114,8 +115,7 @@ def fit_light(
         subject.plain.input_shape, sum(tasks), recipe.budget * subject.work, *_scale(subject)
     ).to(subject.device)
     embeddings = subject.fixed.embeddings(learnt, out.parent / "embeddings.pt", subject.views)
-    answers = subject.fixed.logits(embeddings)
-    answers = torch.cat([part.softmax(2) for part in torch.split(answers, tasks, 2)], 2)
+    answers = targets_of(subject.fixed.logits(embeddings), tasks)
     lessons = Lessons(learnt, recipe, settings.seed, answers, tasks[0])
     scored = subject.test.part(slice(_SCORED))
     training = light_training(
@@ -128,8 +128,7 @@ def fit_light(
         tasks=tasks,
     )
     train(training, out, resume, console)
-    light.eval()
-    light.get_buffer("temperature").fill_(best_temperature(light, subject.held_out, tasks[0]))
+    _calibrate(light.eval(), subject.held_out, tasks[0])
     return light
 
 
@@ -146,7 +145,7 @@ def fit_encoder(
     """An encoder for groups of k, half of which are alike while it learns.
 
     Raises:
-        ValueError: the budget does not pay for one.
+        ValueError: not even a backbone call pays for one.
     """
     learnt, tasks, code = subject.learnt, list(subject.plain.tasks.values()), Code.uniform(k)
     recipe = EncoderRecipe.model_validate(
@@ -160,9 +159,7 @@ def fit_encoder(
     )
     torch.manual_seed(settings.seed + 1)
     in_unit = subject.train.input_range is not None
-    encoder = encoder_for(
-        subject.plain.input_shape, code.coefficients, settings.budget * subject.work, not in_unit
-    )
+    encoder = _encoder_of(subject, settings, code, not in_unit)
     if not in_unit:
         encoder.fit_scale(learnt.queries().cpu())
     encoder.to(subject.device)
@@ -183,6 +180,25 @@ def fit_encoder(
     )
     train(training, out, resume, console)
     return encoder.eval()
+
+
+def _encoder_of(subject: Subject, settings: Settings, code: Code, normalised: bool) -> Encoder:
+    """Within the front end's budget, or, if that pays for none, within what a worker does for a
+    query: then the parity worker encodes."""
+    shape, coefficients = subject.plain.input_shape, code.coefficients
+    try:
+        return encoder_for(shape, coefficients, settings.budget * subject.work, normalised)
+    except ValueError:
+        return encoder_for(shape, coefficients, subject.work, normalised)
+
+
+@torch.no_grad()
+def _calibrate(light: nn.Module, held_out: LabelledQueries, outputs: int) -> None:
+    """Folds the first task's temperature into its logits; numbers of other tasks have none."""
+    temperature = best_temperature(light, held_out, outputs)
+    linear = light.get_submodule("linear")
+    for name in ("weight", "bias"):
+        linear.get_parameter(name)[:outputs] /= temperature
 
 
 def _about(subject: Subject, settings: Settings) -> dict[str, object]:

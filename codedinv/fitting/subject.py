@@ -86,7 +86,7 @@ def check_amounts(train: Examples, test: Examples, settings: Settings) -> None:
         ValueError: too few examples, or test queries of another shape.
     """
     check_classes(train)
-    needed = max(10 * max(settings.ks), 100)
+    needed = max(10 * max(settings.ks), 50)
     for part in (train, test):
         if len(part) < needed:
             raise ValueError(

@@ -23,6 +23,7 @@ from codedinv.training.learnt import LabelledQueries, load_training_queries, rec
 from codedinv.training.loop import Training, autocast, train
 from codedinv.training.measures import degraded_accuracy
 from codedinv.training.recipe import EncoderRecipe, Recipe
+from codedinv.training.tasks import entropy_of, loss_of, scale_of, targets_of
 
 _SCORED = 2000  # test queries for the history; the published number is of all of them
 
@@ -168,7 +169,8 @@ class EncoderLosses:
     With e = f(parity) - C f(x) and the decoded embeddings z_hat = f(x) + decode(e), the losses are
 
     - latent: mean |z_hat - z|^2 over the variance of z;
-    - distillation: KL(g(z_hat) || g(z)), summed over the tasks;
+    - distillation: KL(g(z_hat) || g(z)), and for a task of one number the squared error over its
+      variance, summed over the tasks;
     - label: cross entropy of g(z_hat) with the label;
     - l1: mean |parity - f^-1(C f(x))|, the target by inversion; gan: least-squares GAN on the
       same target (the paper trains with gan = 1, l1 = 100).
@@ -206,9 +208,8 @@ class EncoderLosses:
         self._variance = self._embeddings[0].var()
         answers = fixed.logits(self._embeddings)
         self._tasks = [answers.shape[2]] if tasks is None else tasks
-        self._log_answers = torch.cat(
-            [part.log_softmax(2) for part in torch.split(answers, self._tasks, 2)], 2
-        )
+        self._answers = targets_of(answers, self._tasks)
+        self._scale = scale_of(self._answers)
         self._draw = GroupDraw(classes, code.k, settings.alike)
         self._coefficients = torch.tensor(
             code.coefficients, dtype=torch.float32, device=self.device
@@ -230,7 +231,7 @@ class EncoderLosses:
         losses = self._decoded_losses(
             exact,
             error,
-            self._log_answers[view, picked],
+            self._answers[view, picked],
             self.learnt.labels[picked],
             generator,
         )
@@ -244,13 +245,13 @@ class EncoderLosses:
         self,
         exact: Tensor,
         error: Tensor,
-        log_answers: Tensor,
+        answers: Tensor,
         labels: Tensor,
         generator: np.random.Generator,
     ) -> dict[str, Tensor]:
         """Losses in the embedding and after the head.
 
-        exact: [G, k, *embedding]; error: [G, r, *embedding]; log_answers: [G, k, outputs];
+        exact: [G, k, *embedding]; error: [G, r, *embedding]; answers: [G, k, outputs];
         labels: [G, k].
         """
         patterns = erasures(self.code, generator)
@@ -262,25 +263,15 @@ class EncoderLosses:
         losses = {"latent": self.settings.latent * squares.mean() / self._variance}
         logits = self.fixed.head(decoded)
         if self.settings.distillation:
-            answers = torch.cat([log_answers[:, slots].flatten(0, 1) for slots in lost])
-            losses["distillation"] = self.settings.distillation * self._divergence(logits, answers)
+            wanted = torch.cat([answers[:, slots].flatten(0, 1) for slots in lost])
+            losses["distillation"] = self.settings.distillation * (
+                loss_of(logits, wanted, self._tasks, self._scale) - entropy_of(wanted, self._tasks)
+            )
         if self.settings.label:
             truths = torch.cat([labels[:, slots].flatten() for slots in lost])
             own = logits[:, : self._tasks[0]]
             losses["label"] = self.settings.label * F.cross_entropy(own, truths)
         return losses
-
-    def _divergence(self, logits: Tensor, log_answers: Tensor) -> Tensor:
-        parts = zip(
-            torch.split(logits, self._tasks, 1),
-            torch.split(log_answers, self._tasks, 1),
-            strict=True,
-        )
-        divergences = [
-            F.kl_div(F.log_softmax(own, 1), wanted, log_target=True, reduction="batchmean")
-            for own, wanted in parts
-        ]
-        return torch.stack(divergences).sum()
 
     def _ideal_parities(self, wanted: Tensor) -> Tensor:
         """The parity queries [G r, C, H, W] whose embeddings are the wanted ones, by inversion."""

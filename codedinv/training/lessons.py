@@ -21,9 +21,13 @@ class Lessons:
         learnt: the queries.
         settings: batch size and what is done to images.
         seed: of the epochs' permutations.
-        answers: what a teacher says, probabilities [views, N, all outputs] of the queries and,
-            where the settings flip, of their mirrors; None: the labels alone are learnt.
+        answers: what a teacher says, [views, N, all outputs] of the queries and, where the
+            settings flip, of their mirrors: probabilities, and the numbers of regressions; None:
+            the labels alone are learnt.
         outputs: classes of the first task, the one that has labels.
+
+    Attributes:
+        targets: what is to be learnt, [views, N, all outputs].
     """
 
     def __init__(
@@ -40,10 +44,10 @@ class Lessons:
         self._batch = min(settings.batch_size, len(learnt))
         labels = F.one_hot(learnt.labels, outputs).float()
         if answers is None:
-            self._targets = labels.expand(2, *labels.shape)
+            self.targets = labels.expand(2, *labels.shape)
         else:
             first = torch.lerp(labels, answers[..., :outputs], settings.distillation)
-            self._targets = torch.cat([first, answers[..., outputs:]], dim=2)
+            self.targets = torch.cat([first, answers[..., outputs:]], dim=2)
 
     @property
     def per_epoch(self) -> int:
@@ -58,7 +62,7 @@ class Lessons:
         view = torch.randint(2 if self._settings.flip else 1, (len(picked),), device=device)
         x = mirrored_where(self._learnt.queries(picked), view)
         x = augmented(x, shift=self._settings.shift, erase=self._settings.erase)
-        return x, self._targets[view, picked]
+        return x, self.targets[view, picked]
 
 
 def teacher_answers(name_or_folder: str, learnt: LabelledQueries, outputs: int) -> Tensor:

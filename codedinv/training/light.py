@@ -19,6 +19,7 @@ from codedinv.training.lessons import Lessons, teacher_answers
 from codedinv.training.loop import Training, autocast, train
 from codedinv.training.measures import accuracy
 from codedinv.training.recipe import LightRecipe, Recipe
+from codedinv.training.tasks import loss_of, scale_of
 
 
 def build_recipe_light(recipe: Recipe, backbone: Backbone, outputs: int = 10) -> nn.Module:
@@ -128,15 +129,14 @@ def light_training(
         light.parameters(), steps, settings.learning_rate, settings.weight_decay
     )
     device = next(light.parameters()).device
+    scale = scale_of(lessons.targets)
 
     def step(number: int) -> Mapping[str, Tensor]:
         light.train()
         x, y = lessons(number)
         with autocast(device, settings.autocast):
             logits = light(x).float()
-        parts = [logits.shape[1]] if tasks is None else tasks
-        losses = map(F.cross_entropy, torch.split(logits, parts, 1), torch.split(y, parts, 1))
-        loss = torch.stack(list(losses)).sum()
+        loss = loss_of(logits, y, [logits.shape[1]] if tasks is None else tasks, scale)
         descent.step(loss)
         return {"loss": loss}
 

@@ -60,7 +60,7 @@ def test_data_that_do_not_fit_the_model_are_refused(tabular: Any, quick: dict[st
         ({"train": (x[:, :20], y), "test": (tabular.test[0][:, :20], tabular.test[1])},
          r"float32 \(\d+, 20\)"),
         ({"train": (x[:, :20], y)}, r"test: expected queries \[20\], .* got \[49\]"),
-        ({"train": (x[:40], y[:40])}, "train: expected at least 100 examples .* got 40"),
+        ({"train": (x[:40], y[:40])}, "train: expected at least 50 examples .* got 40"),
         ({"test": (x, y.astype(float))}, "test: expected labels that are classes"),
     ]  # fmt: skip
     for changes, complaint in cases:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import codedinv
 from codedinv.data import write_idx
 from codedinv.training.augment import augmented, random_erase, random_flip, random_shift
 from codedinv.training.draws import GroupDraw
@@ -16,6 +18,7 @@ from codedinv.training.fixed import FixedClassifier
 from codedinv.training.learnt import LabelledQueries, load_training_queries
 from codedinv.training.light import best_temperature
 from codedinv.training.recipe import Recipe
+from codedinv.training.tasks import entropy_of, loss_of, scale_of, targets_of
 
 
 def recipe(**changes: object) -> Recipe:
@@ -152,3 +155,27 @@ def test_the_temperature_undoes_logits_that_are_too_sure() -> None:
             return 3 * (4 * x.flatten(1))
 
     assert best_temperature(TooSure(), LabelledQueries(pixels, labels)) == pytest.approx(3, rel=0.1)
+
+
+def test_tasks_of_classes_and_numbers_are_learnt_side_by_side() -> None:
+    torch.manual_seed(6)
+    outputs = torch.randn(50, 4) * torch.tensor([1.0, 1.0, 1.0, 30.0])
+    tasks = [3, 1]
+    targets = targets_of(outputs, tasks)
+    torch.testing.assert_close(targets[:, :3], outputs[:, :3].softmax(1))
+    torch.testing.assert_close(targets[:, 3:], outputs[:, 3:])  # a number stays as it is
+    scale = scale_of(targets)
+    least = loss_of(outputs, targets, tasks, scale)
+    torch.testing.assert_close(least, entropy_of(targets, tasks))
+    shifted = outputs + torch.tensor([0.0, 0.0, 0.0, float(scale[3])])
+    torch.testing.assert_close(loss_of(shifted, targets, tasks, scale) - least, torch.tensor(1.0))
+    flat = torch.zeros(50, 4)
+    assert loss_of(flat, targets, tasks, scale) > least + 0.5
+
+
+def test_no_function_of_training_is_longer_than_sixty_lines() -> None:
+    for path in (Path(codedinv.__file__).parent / "training").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                assert lines <= 60, f"{path.name}: {node.name} has {lines} lines"
