@@ -165,3 +165,13 @@ def test_an_encoder_at_the_workers_is_paid_there() -> None:
 def test_a_text_without_the_marks_is_refused() -> None:
     with pytest.raises(ValueError, match="accuracy table"):
         replace_table("no table here", "|", "accuracy")
+
+
+def test_the_soak_that_the_gateways_page_tells_of_is_its_receipts() -> None:
+    receipt = json.loads((ROOT / "benchmarks" / "receipts" / "gateway-soak.json").read_text())
+    result = receipt["result"]
+    assert result["met"]
+    assert result["failed"] == {}
+    page = " ".join((ROOT / "docs" / "gateway.md").read_text().split())
+    assert f"of {result['answered']:,} requests none failed" in page
+    assert "--minutes 30 --rate 200 --kill-every 20" in receipt["command"]

@@ -43,11 +43,7 @@ def describe(
         ValueError: a bad name, too few anchors, parts whose shapes do not fit together, results
             that are not finite, or an architecture that does not give a network back.
     """
-    check_name(name)
-    for task in modules.heads:
-        check_task(task)
-    if not modules.heads:
-        raise ValueError("heads: expected at least one task")
+    _check_names(name, modules)
     queries = _queries(anchors_queries, code)
     embeddings = _embeddings(modules.backbone, queries)
     tasks = {
@@ -85,6 +81,14 @@ def describe(
     for part, module in parts.items():
         check_rebuilds(part, entries[part], module, inputs[part])
     return manifest, Anchors(queries.numpy(), embeddings.numpy())
+
+
+def _check_names(name: str, modules: TorchModules) -> None:
+    check_name(name)
+    for task in modules.heads:
+        check_task(task)
+    if not modules.heads:
+        raise ValueError("heads: expected at least one task")
 
 
 def _queries(anchors_queries: Any, code: Code) -> torch.Tensor:

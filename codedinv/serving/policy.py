@@ -31,7 +31,8 @@ class Policy:
         max_queue: queries accepted and not yet ended; one more is refused with `Overloaded`. 1024:
             a second's work of ten workers at 100 queries/s each.
         in_flight: tasks a worker holds at once. 1: a straggler delays one task, not those behind
-            it; 2 hides the round trip (about 0.1 ms) where the backbone takes less than that.
+            it; 2 hides the round trip (about 0.1 ms) where the backbone takes less than that. A
+            server with `max_batch` above 1 raises it to twice that.
         hedge_after: a query whose own task is not done this long after it was sent is sent to a
             second worker; the first result wins ("hedged" if the second's). Seconds, or "p95": that
             quantile of this server's own recent service times. None: never.

@@ -128,10 +128,12 @@ def test_remote_workers_are_sent_the_trace(
         app = create_app(serve(urls, None), tracing=True)
         headers = {"traceparent": PARENT}
         assert ask(app, "POST", INFER, json=infer_body(queries(1)), headers=headers).is_success
-        wait_until(lambda: "worker" in names(spans()))
-        (span,) = (s for s in spans() if s.name == "worker")
+        wait_until(lambda: "worker" in names(spans()))  # a late one's parity may have one, too
         sent = {parent for w in workers for parent in w.traces}
-        assert sent == {f"00-{TRACE}-{span.context.span_id:016x}-01"}
+        tasks = lambda: {s.context.span_id for s in spans() if s.name == "worker"}  # noqa: E731
+        wait_until(lambda: len(tasks()) >= len(sent))
+        assert sent
+        assert sent <= {f"00-{TRACE}-{span_id:016x}-01" for span_id in tasks()}
     finally:
         for worker in workers:
             worker.stop()

@@ -262,13 +262,13 @@ def test_a_pool_of_the_callers_is_used_and_closed(linear: LinearModel) -> None:
         sent = 0
 
         def provide(self, version: int, models: Any) -> None:
-            super().provide(version, {"backbone": lambda x: linear.embed(x[None])[0]})
+            super().provide(version, {"backbone": linear.embed})
 
         def send(self, *task: Any) -> None:
             Counting.sent += 1
             super().send(*task)
 
-    pool = Counting({"backbone": lambda x: linear.embed(x[None])[0]}, 4)
+    pool = Counting({"backbone": linear.embed}, 4)
     pool.forget(0)
     queries = linear.queries(8)
     with CodedServer(linear, workers=3, pool=pool) as server:

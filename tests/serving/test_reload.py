@@ -139,6 +139,18 @@ def test_a_model_of_another_shape_is_refused(serve: Serve, linear: LinearModel) 
     assert server.model is linear
 
 
+def test_a_batch_that_waits_for_room_is_checked_by_the_model_that_takes_it(serve: Serve) -> None:
+    """Also if that has a narrower range than the one that the batch came for."""
+    narrow: Any = other_model()
+    narrow.input_range = 0.0, 1.0
+    server = serve(backend="thread", workers=1, scheme="uncoded", policy=Policy(max_queue=2))
+    reloaded = threading.Thread(target=server.reload, args=(narrow,))
+    reloaded.start()
+    with pytest.raises(ValueError, match=r"finite values in \[0.0, 1.0\]"):
+        server.predict_batch(np.broadcast_to(np.float32(2), (100_000, *narrow.input_shape)))
+    reloaded.join(60)
+
+
 def test_a_model_of_other_tasks_is_refused(serve: Serve, linear: LinearModel) -> None:
     other = other_model()
     other.heads = {"label": other.classifier, "kind": other.counter}

@@ -17,7 +17,7 @@ from codedinv.oip import InferRequest, InferResponse, ProtocolError, rest
 from codedinv.workers.oip.connection import MOST_BYTES, Done, Failed, Gone, NoAnswer, belonging
 from codedinv.workers.oip.endpoint import Endpoint, Security
 from codedinv.workers.oip.signature import ModelInfo, TensorInfo, WrongModel
-from codedinv.workers.oip.tls import tls_context, words_of
+from codedinv.workers.oip.tls import tls_context, tls_problem, words_of
 
 _GONE = (http.client.NOT_FOUND, http.client.SERVICE_UNAVAILABLE)
 _NO_SUCH_PAGE = (http.client.NOT_FOUND, http.client.METHOD_NOT_ALLOWED, http.client.NOT_IMPLEMENTED)
@@ -52,7 +52,7 @@ class HttpConnection:
     def __init__(
         self, endpoint: Endpoint, security: Security, question_s: float, at_once: int
     ) -> None:
-        self._endpoint = endpoint
+        self._endpoint, self._security = endpoint, security
         self._headers = security.headers(endpoint)
         self._question_s = question_s
         self._tls = tls_context(security) if endpoint.has_tls else None
@@ -128,7 +128,7 @@ class HttpConnection:
         except TimeoutError:
             raise NoAnswer(f"{path}: no answer within {self._question_s} s") from None
         except (OSError, http.client.HTTPException) as error:
-            raise Gone(self._words_of(error)) from None
+            raise Gone(self._why_gone(error)) from None
         finally:
             self._hang_up(connection)
 
@@ -192,6 +192,14 @@ class HttpConnection:
             if self._is_closed:
                 raise ConnectionAbortedError("closed")
             self._sockets.add(new)
+
+    def _why_gone(self, error: Exception) -> str:
+        """A server may hang up before its alert is read: then its TLS is tried once more."""
+        is_told = isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError)
+        if self._tls is None or is_told:
+            return self._words_of(error)
+        problem = tls_problem(self._endpoint, self._security, self._question_s, ["http/1.1"])
+        return problem or self._words_of(error)
 
     def _words_of(self, error: Exception) -> str:
         if isinstance(error, ssl.SSLError):
