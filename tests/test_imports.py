@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -112,3 +114,10 @@ def test_a_part_imports_only_what_lies_below_it(part: str) -> None:
         parts = set(map(part_of, targets))
         surplus = parts - MAY_IMPORT[part] - EVERYWHERE - {part, ""}
         assert not surplus, f"{name} imports {sorted(surplus)}"
+
+
+def test_networks_come_without_triton() -> None:
+    """It looks once, when it is imported, whether it is to interpret kernels."""
+    code = "import sys, codedinv.nn, codedinv.training; print('triton' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from codedinv.nn.attention import plain_attention
 
@@ -20,6 +19,9 @@ def macs(module: nn.Module, example: Tensor) -> int:
     Returns:
         MACs of that call; element-wise work, biases and norms are not counted.
     """
+    # Here, as it imports Triton, which looks once whether it is to interpret.
+    from torch.utils.flop_counter import FlopCounterMode
+
     training = module.training
     try:
         with plain_attention(), FlopCounterMode(display=False) as counter:

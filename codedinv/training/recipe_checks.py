@@ -93,7 +93,10 @@ def _problem(detail: Any, known: Iterable[str], prefix: str) -> str:
     shown = repr(detail["input"])
     shown = shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 3]}..."
     said = expected if detail["msg"].startswith("Value error") else f"expected {expected}"
-    return f"{key}: {said}, got {shown}" if key else f"{said}"
+    if not key:
+        return said
+    said = said.removeprefix(f"{key}: ")  # a check of our own, which may be complete in itself
+    return f"{key}: {said}" if said.endswith(f"got {shown}") else f"{key}: {said}, got {shown}"
 
 
 def _fields(model: Any, place: tuple[int | str, ...]) -> list[str]:

@@ -31,7 +31,7 @@ class TritonPythonModel:
             self._backbone: Any = NumpyGraph(str(folder / NUMPY_FILE))
             runtime = "NumPy"
         else:
-            _check(folder / ONNX_FILE, parameters["codedinv_sha256"]["string_value"])
+            _check(folder / ONNX_FILE, parameters["codedinv_onnx_sha256"]["string_value"])
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = int(parameters["threads"]["string_value"])
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -19,7 +19,9 @@ from onnx.reference import ReferenceEvaluator
 
 from codedinv.errors import BundleError
 from codedinv.model import CodedModel
+from codedinv.model.shared_weights import with_own_weights
 from codedinv.triton_repo.numpy_graph import GRAPH, OPERATORS, NumpyGraph
+from codedinv.workers.integrity import BACKBONE_FILE, content_hash, verified
 
 Backend = Literal["python", "onnxruntime"]
 
@@ -66,14 +68,18 @@ def write_repository(
             raise ValueError(f"{what}: expected 1 or more, got {number}")
     if backend not in ("python", "onnxruntime"):
         raise ValueError(f"backend: expected 'python' or 'onnxruntime', got {backend!r}")
-    content = _backbone_file(model)
-    files = {"backbone.onnx": content}
-    parameters = {"codedinv_sha256": _sha256(content)}
+    content, identity = _backbone_file(model)
+    files = {BACKBONE_FILE: content}
+    parameters = {"codedinv_sha256": identity}
     if backend == "python":
         graph = to_numpy(content)
         files[_NUMPY_FILE] = graph
         files |= {n: (_HERE / n).read_bytes() for n in ("model.py", "numpy_graph.py")}
-        parameters |= {"codedinv_numpy_sha256": _sha256(graph), "threads": str(threads)}
+        parameters |= {
+            "codedinv_onnx_sha256": _sha256(content),
+            "codedinv_numpy_sha256": _sha256(graph),
+            "threads": str(threads),
+        }
     folder = repository / name
     _replace(folder / str(version), files)
     (folder / "config.pbtxt").write_text(_config(model, name, backend, threads, parameters))
@@ -139,19 +145,17 @@ def _check(model: onnx.ModelProto, content: bytes) -> None:
         raise BundleError(f"backbone.onnx: NumPy differs by {error:.1e} of the largest value")
 
 
-def _backbone_file(model: CodedModel) -> bytes:
-    """The ONNX file that the model was loaded with."""
+def _backbone_file(model: CodedModel) -> tuple[bytes, str]:
+    """The ONNX file that the model was loaded with, weights of other files taken in; and the hash
+    by which a front end knows it."""
     if model.folder is None or model.hashes is None:
         raise ValueError("model: expected one that was loaded from a folder or saved to one")
-    path = model.folder / "backbone.onnx"
-    content = path.read_bytes()
-    if _sha256(content) != model.hashes["backbone.onnx"]:
-        raise BundleError(f"{path} was replaced since the model was loaded")
-    if any(t.external_data for t in onnx.load_from_string(content).graph.initializer):
-        raise BundleError(
-            f"{path} has its weights in another file; `codedinv export` writes a bundle without"
-        )
-    return content
+    with verified(model.folder, "onnx", model.hashes):
+        content = with_own_weights((model.folder / BACKBONE_FILE).read_bytes(), model.folder)
+    identity = content_hash(model.folder, model.hashes)
+    if identity is None:
+        raise BundleError(f"{model.folder}: expected hashes of all files that it refers to")
+    return content, identity
 
 
 def _replace(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -130,7 +130,9 @@ def test_only_a_loss_of_a_coded_run_fails_the_demo(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def served(model: CodedModel, traffic: Traffic, column: Column, console: Console) -> Run:
+    def served(
+        model: CodedModel, traffic: Traffic, column: Column, console: Console, devices: str
+    ) -> Run:
         answers = [
             Answer(i, float(at), 0.001, "exact", np.eye(10, dtype=np.float32)[0])
             for i, at in enumerate(traffic.arrivals_s)

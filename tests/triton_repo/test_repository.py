@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
@@ -17,6 +18,7 @@ from codedinv.model import CodedModel, bundled_names
 from codedinv.triton_repo import write_repository
 from codedinv.triton_repo.numpy_graph import NumpyGraph
 from codedinv.triton_repo.repository import to_numpy
+from codedinv.workers.integrity import content_hash
 from tests.serving.linear_model import LinearModel
 
 
@@ -108,11 +110,21 @@ def linear_file(tmp_path: Path) -> bytes:
     return onnx.load(str(folder / "backbone.onnx")).SerializeToString()
 
 
-def test_weights_in_another_file_are_refused(small: CodedModel, tmp_path: Path) -> None:
+def test_weights_in_another_file_are_taken_in(small: CodedModel, tmp_path: Path) -> None:
+    """The hash that a front end asks the server for is that of both files."""
     full = CodedModel.load(small.folder or "", runtime="torch")
     shared = CodedModel.load(full.save(tmp_path / "shared", True))
-    with pytest.raises(BundleError, match="has its weights in another file"):
-        write_repository(shared, tmp_path / "repository")
+    folder = write_repository(shared, tmp_path / "repository", backend="onnxruntime")
+    (name,) = (path.name for path in (folder / "1").iterdir())
+    session = onnxruntime.InferenceSession((folder / "1" / name).read_bytes())
+    queries = small.anchors.queries[:2]
+    (got,) = session.run(None, {"query": queries})
+    np.testing.assert_allclose(got, small.embed(queries), rtol=1e-3, atol=1e-5)
+    assert shared.folder is not None
+    assert shared.hashes is not None
+    stated = parameters_of((folder / "config.pbtxt").read_text())["codedinv_sha256"]
+    assert stated == content_hash(shared.folder, shared.hashes)
+    assert stated != shared.hashes["backbone.onnx"]
 
 
 @pytest.mark.parametrize(
