@@ -111,7 +111,9 @@ def test_evaluate_for_people_is_a_table(
 def test_without_the_full_test_set_the_bundled_images_are_used_and_said_so(
     small_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("codedinv.data._DEBIAN_FOLDERS", {"fashion-mnist": Path("/nowhere")})
+    monkeypatch.setattr(
+        "codedinv.data.image_sets._DEBIAN_FOLDERS", {"fashion-mnist": Path("/nowhere")}
+    )
     report = reported(capsys, "evaluate", "-m", small_bundle, "--groupings", "1", "--json")
     assert report["images"] == 1000
     assert "1,000 bundled test images" in report["note"]
@@ -252,7 +254,7 @@ def test_a_guided_model_is_trained_evaluated_and_shown_without_an_encoder(
     ("arguments", "code", "complaint"),
     [
         (["info", "no-such-model"], 1, "neither a folder nor a bundled name"),
-        (["evaluate", "--model", "BUNDLE", "--data", "/nowhere"], 2, "t10k-images-idx3-ubyte"),
+        (["evaluate", "--model", "BUNDLE", "--data", "/nowhere"], 2, "no file or folder /nowhere"),
         (["evaluate", "--model", "BUNDLE", "--task", "age"], 2, "task: expected one of"),
         (["evaluate", "--groupings", "0"], 2, "groupings"),
         (["train", "classifier", "--recipe", "no-such-recipe"], 2, "recipe: expected one of"),
