@@ -88,7 +88,7 @@ def test_an_encoder_of_a_budget_that_pays_for_none_is_refused() -> None:
 @pytest.mark.parametrize("shape", [(8,), (3, 16)], ids=str)
 def test_an_encoder_learns_another_parity_query_than_the_mean(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    encoder = encoder_for(shape, Code.uniform(2).coefficients, 3e4)
+    encoder = encoder_for(shape, Code.uniform(2).coefficients, 2e5)
     optimizer = torch.optim.Adam(encoder.parameters(), 3e-3)
     losses = []
     for _ in range(300):
