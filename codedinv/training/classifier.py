@@ -83,17 +83,10 @@ def fit_classifier(
     state = train(training, out, resume)
     backbone.eval()
     head.eval()
-    torch.save(
-        {
-            "recipe": recipe.model_dump_json(),
-            "backbone": backbone.state_dict(),
-            "head": head.state_dict(),
-            "outputs": outputs,
-            "normal_accuracy": state.history[-1]["normal_accuracy"],
-            "seconds": state.seconds,
-        },
-        out / "classifier.pt",
-    )
+    result = {"outputs": outputs, "normal_accuracy": state.history[-1]["normal_accuracy"]}
+    weights = {"backbone": backbone.state_dict(), "head": head.state_dict()}
+    about = {"recipe": recipe.model_dump_json(), "seconds": state.seconds}
+    torch.save({**about, **weights, **result}, out / "classifier.pt")
     return backbone, head
 
 

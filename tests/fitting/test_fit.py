@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -171,3 +172,16 @@ def test_a_fit_goes_on_where_it_was_and_refuses_other_data(
         codedinv.fit(**{**about, "train": (x + 1e-3, y)})
     with pytest.raises(ValueError, match=r"budget was 0.1, is 0.3"):
         codedinv.fit(**about, budget=0.3)
+
+
+@pytest.mark.timeout(300)
+def test_the_ten_lines_of_the_page_run(tabular: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "fit.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(block.strip().splitlines()) <= 10
+    quick = block.replace("k=(2, 4, 10)\n", "k=2, encoder_steps=20, light_epochs=4, threads=1\n")
+    assert quick != block
+    (x, y), (x_test, y_test) = tabular.train, tabular.test
+    names = {"backbone": tabular.backbone, "head": tabular.heads["label"], "x": x, "y": y}
+    exec(quick, {**names, "x_test": x_test, "y_test": y_test})
+    assert "no redundancy, fall back" in capsys.readouterr().out
