@@ -36,7 +36,9 @@ def run_example(name: str, *arguments: str) -> str:
 
 
 def test_the_readmes_ten_lines_are_the_quickstart_example() -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    block, fit = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert fit in (ROOT / "docs" / "fit.md").read_text(), "which a test of fit runs"
+    assert len(fit.strip().splitlines()) <= 10
     example = (ROOT / "examples" / "quickstart.py").read_text()
     assert example.split('"""\n\n', 1)[1] == block
 
