@@ -1,9 +1,10 @@
 """The figures of what a degraded answer is worth, from receipts and bundled models.
 
-    python benchmarks/figures.py [--data FOLDER]
+    python benchmarks/figures.py [--data FOLDER] [--from-receipts]
 
 - docs/figures/choice.png: A_d against how many queries there are to choose from. Measured
-  here; its numbers go to benchmarks/receipts/choice.json.
+  here; its numbers go to benchmarks/receipts/choice.json, from which it is drawn again by
+  `--from-receipts`.
 - docs/figures/frontier.png: A_n against A_d for each k, with every control as a point of its own.
 - docs/figures/unavailability.png: accuracy of all answers against the share of lost results,
   losses independent of each other.
@@ -15,6 +16,7 @@ backbone: one alone is no frontier.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ MARKS = {
     "head_alone": ("s", "head alone"),
     "plain_sum": ("x", "plain sum"),
 }
-SCHEMES = {"guided": "#009E73", "invertible": "#0072B2"}
+SCHEMES = {"guided": "#009E73", "invertible": "#0072B2", "worker-encoded": "#CC79A7"}
 SHIFTS = {"served": 0.0, "alone": 0.0, "light": -0.12, "head_alone": 0.12, "plain_sum": -0.12}
 
 
@@ -75,6 +77,18 @@ def _accuracies(
         alone.append(answers[kind] == truth)
         fused.append(answers[f"{kind} + fused"] == truth)
     return 100 * float(np.mean(alone)), 100 * float(np.mean(fused))
+
+
+def measure_choice(data: Path | None) -> dict[str, dict[str, Any]]:
+    """`choice_of` the bundled models that are encoded at the front end."""
+    images, labels = load_fashion_mnist("test", data)
+    queries = to_queries(images)
+    models = [CodedModel.load(name) for name in bundled_names()]
+    return {
+        model.name: choice_of(model, queries, labels)
+        for model in models
+        if model.scheme == "invertible" and model.fusion is not None
+    }
 
 
 def draw_choice(found: dict[str, dict[str, Any]], path: Path) -> None:
@@ -119,14 +133,14 @@ def draw_frontier(results: list[dict[str, Any]], path: Path) -> None:
         plt.Line2D([], [], marker="o", ls="", color=colour, label=scheme)
         for scheme, colour in SCHEMES.items()
     ]
-    figure.legend(handles=[*colours, *marks], loc="outside lower center", ncols=7, frameon=False,
+    figure.legend(handles=[*colours, *marks], loc="outside lower center", ncols=4, frameon=False,
                   fontsize=8)  # fmt: skip
     figure.savefig(path, dpi=140)
 
 
 def _draw_points(axis: Any, result: dict[str, Any]) -> None:
     points = {"served": result["A_d"], **result["controls"]}
-    if result["scheme"] == "invertible":
+    if result["scheme"] != "guided":
         points["alone"] = result["A_d_by_way"]["arrival"]["mean"]
     colour = SCHEMES[result["scheme"]]
     for name, (mark, _) in MARKS.items():
@@ -134,6 +148,8 @@ def _draw_points(axis: Any, result: dict[str, Any]) -> None:
         if value is None:
             continue
         x, below = result["A_n"] + SHIFTS[name], value < FLOOR
+        if below and name == "alone" and result["scheme"] == "worker-encoded":
+            x += 0.45  # or its value would lie on that of the lighter encoder
         axis.plot(x, FLOOR - 0.3 if below else value, mark, color=colour, ms=6, alpha=0.85)
         if below:
             side = -1 if SHIFTS[name] < 0 else 1
@@ -149,7 +165,7 @@ def overall_accuracy(result: dict[str, Any], lost: np.ndarray) -> np.ndarray:
     A lost query of a coded group is decoded if all other k results arrive; a guided one is
     answered as A_d says if its group's copy arrives. Else the light model answers.
     """
-    arrive = (1 - lost) ** (result["k"] if result["scheme"] == "invertible" else 1)
+    arrive = (1 - lost) ** (1 if result["scheme"] == "guided" else result["k"])
     degraded = arrive * result["A_d"] + (1 - arrive) * result["controls"]["light"]
     overall: np.ndarray = (1 - lost) * result["A_n"] + lost * degraded
     return overall
@@ -159,11 +175,11 @@ def draw_unavailability(results: list[dict[str, Any]], path: Path) -> None:
     figure, axis = _axes("share of results that are lost, %", "accuracy of all answers A_o, %")
     lost = np.linspace(0, 0.2, 50)
     for result in results:
-        style = "-" if result["scheme"] == "guided" else "--"
+        style = {"guided": "-", "invertible": "--", "worker-encoded": "-."}[result["scheme"]]
         label = f"{result['scheme']}, k = {result['k']}"
         overall = overall_accuracy(result, lost)
         axis.plot(100 * lost, overall, style, color=COLOURS[result["k"]], label=label)
-    for scheme in SCHEMES:
+    for scheme in ("guided", "invertible"):
         result = next(r for r in results if r["scheme"] == scheme)
         overall = (1 - lost) * result["A_n"] + lost * result["controls"]["light"]
         label = "no redundancy, light model" if scheme == "guided" else None
@@ -189,17 +205,15 @@ def _axes(x: str, y: str) -> tuple[Any, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder of the Fashion-MNIST IDX files")
-    images, labels = load_fashion_mnist("test", parser.parse_args().data)
-    queries = to_queries(images)
-    models = [CodedModel.load(name) for name in bundled_names()]
-    found = {
-        model.name: choice_of(model, queries, labels)
-        for model in models
-        if model.scheme == "invertible" and model.fusion is not None
-    }
+    parser.add_argument("--from-receipts", action="store_true", help="draw, and measure nothing")
+    options = parser.parse_args()
     receipts = ROOT / "benchmarks" / "receipts"
-    write_receipt(receipts / "choice.json", "python benchmarks/figures.py", found)
-    draw_choice(found, FIGURES / "choice.png")
+    if not options.from_receipts:
+        found = measure_choice(options.data)
+        write_receipt(receipts / "choice.json", "python benchmarks/figures.py", found)
+    draw_choice(
+        json.loads((receipts / "choice.json").read_text())["result"], FIGURES / "choice.png"
+    )
     results = [receipt["result"] for receipt in accuracy_receipts(receipts)]
     if len({result["scheme"] for result in results}) > 1:
         draw_frontier(results, FIGURES / "frontier.png")
