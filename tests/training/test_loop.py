@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,15 @@ def test_a_kill_between_the_renames_of_a_save_loses_one_save_only(
     assert "resumed at step 8 of 12" in said.export_text()
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """As in a shell's foreground: what runs in its background is started with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_finishes_the_step_saves_and_stops(tmp_path: Path) -> None:
     training, _ = line_fit(steps=50)
 
