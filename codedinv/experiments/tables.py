@@ -1,8 +1,9 @@
-"""README.md's tables, written from receipts: `python -m codedinv.experiments.tables`.
+"""The tables of README.md and docs/results.md, written from receipts:
+`python -m codedinv.experiments.tables`.
 
 Receipts are what `codedinv evaluate --model NAME --receipt benchmarks/receipts/accuracy-NAME.json`
-writes, and the demo's summary.json, kept as benchmarks/receipts/demo.json. No number is copied by
-hand.
+writes, the demo's summary.json, kept as benchmarks/receipts/demo.json, and report.json of `codedinv
+fit`, kept as benchmarks/receipts/fit-fashion-mnist.json. No number is copied by hand.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from codedinv.experiments import comparison
 
-ACCURACY, DEMO = "accuracy", "demo"
+ACCURACY, DEMO, FIT = "accuracy", "demo", "fit"
 _ROOT = Path(__file__).resolve().parents[2]
 _NAMES = {"light": "light model", "head_alone": "head alone", "plain_sum": "plain sum"}
 _WAYS = ("arrival", "choosing", "alike", "arrival + fused", "choosing + fused")
@@ -73,6 +74,31 @@ def demo_table(folder: Path) -> str:
     """The demo's table with its caption, from its receipt."""
     receipt = json.loads((folder / "demo.json").read_text())
     return comparison.markdown(receipt["result"])
+
+
+def fit_table(report: dict[str, Any]) -> str:
+    """Every candidate of a fit with its 95 % intervals, the best A_o first, and the verdict."""
+    shares = list(report["candidates"][0]["A_o"])
+    lines = [
+        f"A_n = {_half(report['candidates'][0]['A_n'])} % on {report['examples']:,} test images; "
+        f"the light model, {report['light_over_backbone']:.1%} of F, {_half(report['light'])} %.",
+        "",
+        "| | A_d | "
+        + " | ".join(f"A_o, {float(share):.0%} lost" for share in shares)
+        + " | workers | front end | if lost |",
+        "|---|" + "---:|" * (len(shares) + 4),
+    ]
+    for one in report["candidates"]:
+        title = f"**{one['title']}**" if one["title"] == report["best"] else one["title"]
+        cells = [title, _half(one["A_d"]), *(_half(one["A_o"][share]) for share in shares)]
+        costs = [
+            f"{one['workers']:+.0%}",
+            f"{one['front_end']:.1%}",
+            f"{one['front_end_lost']:.1%}",
+        ]
+        lines.append(_row([*cells, *costs]))
+    left = [f"Left out: {what}: {why}." for what, why in report["omitted"].items()]
+    return "\n".join([*lines, "", report["why"], *left])
 
 
 def accuracy_receipts(folder: Path) -> list[dict[str, Any]]:
@@ -148,6 +174,10 @@ def _or_dash(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
+def _half(found: dict[str, float]) -> str:
+    return f"{found['mean']:.2f} ± {(found['high'] - found['low']) / 2:.2f}"
+
+
 def _with_interval(result: dict[str, Any], name: str) -> str:
     low, high = result["interval95"][name]
     return f"{result[name]:.2f} ± {(high - low) / 2:.2f}"
@@ -161,10 +191,18 @@ def with_tables(readme: str, folder: Path) -> str:
     return readme
 
 
+def with_fit_table(page: str, folder: Path) -> str:
+    """docs/results.md with its table as the receipt in a folder has it."""
+    receipt = json.loads((folder / "fit-fashion-mnist.json").read_text())
+    return replace_table(page, fit_table(receipt["result"]), FIT)
+
+
 def main() -> None:
-    """Rewrites the tables in README.md."""
-    readme = _ROOT / "README.md"
-    readme.write_text(with_tables(readme.read_text(), _ROOT / "benchmarks" / "receipts"))
+    """Rewrites the tables."""
+    receipts = _ROOT / "benchmarks" / "receipts"
+    for page, write in (("README.md", with_tables), ("docs/results.md", with_fit_table)):
+        path = _ROOT / page
+        path.write_text(write(path.read_text(), receipts))
 
 
 if __name__ == "__main__":
