@@ -16,8 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from codedinv.errors import BundleError
 from codedinv.model.manifest import (
     CONSISTENCY,
@@ -28,6 +26,7 @@ from codedinv.model.manifest import (
     FileEntry,
     Manifest,
 )
+from codedinv.model.names import check_name, check_task
 
 
 def write_folder(folder: Path, manifest: Manifest, files: Mapping[str, bytes]) -> dict[str, str]:
@@ -161,9 +160,31 @@ def _parse_manifest(path: Path) -> tuple[dict[str, FileEntry], Manifest, str]:
     try:
         table = {name: FileEntry(**entry) for name, entry in content.pop("files").items()}
         del content["format"], content["schema_version"]
-        return table, Manifest(**content), hashlib.sha256(text).hexdigest()
-    except (ValidationError, KeyError, TypeError, AttributeError) as error:
+        manifest = Manifest(**content)
+        _check_names(manifest, table)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path} does not follow schema {SCHEMA_VERSION}: {error}") from error
+    return table, manifest, hashlib.sha256(text).hexdigest()
+
+
+def _check_names(manifest: Manifest, table: Mapping[str, FileEntry]) -> None:
+    """Refuses names that would lead out of the folder: anybody can write a `bundle.json`.
+
+    Raises:
+        ValueError: such a name, no task, or heads that are not those of the tasks.
+    """
+    check_name(manifest.name)
+    for task in manifest.tasks:
+        check_task(task)
+    heads = manifest.architecture.heads
+    if not manifest.tasks or set(manifest.tasks) != set(heads):
+        raise ValueError(
+            f"heads: expected one or more, one for each task, got tasks {list(manifest.tasks)} "
+            f"and heads {list(heads)}"
+        )
+    for name in table:
+        if name in ("", ".", "..") or not {"/", "\\", "\0"}.isdisjoint(name):
+            raise ValueError(f"files: expected names of files in the folder, got {name!r}")
 
 
 def _verify(path: Path, expected: FileEntry) -> None:

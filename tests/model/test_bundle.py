@@ -334,6 +334,49 @@ def test_a_task_without_its_file_is_found(copied_bundle: Path) -> None:
         CodedModel.load(copied_bundle)
 
 
+def _called_outside(manifest: dict[str, Any]) -> None:
+    manifest["name"] = "../outside"
+
+
+def _task_outside(manifest: dict[str, Any]) -> None:
+    for tasks in (manifest["tasks"], manifest["architecture"]["heads"]):
+        tasks["/../../outside"] = tasks.pop("label")
+    files = manifest["files"]
+    files["head_/../../outside.onnx"] = files.pop("head_label.onnx")
+
+
+def _file_outside(manifest: dict[str, Any]) -> None:
+    manifest["files"]["../outside.onnx"] = manifest["files"]["head_label.onnx"]
+
+
+def _no_task(manifest: dict[str, Any]) -> None:
+    manifest["tasks"], manifest["architecture"]["heads"] = {}, {}
+
+
+def _task_without_head(manifest: dict[str, Any]) -> None:
+    manifest["architecture"]["heads"]["another"] = manifest["architecture"]["heads"].pop("label")
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (_called_outside, "name: expected"),
+        (_task_outside, "heads: task names"),
+        (_file_outside, "files: expected names"),
+        (_no_task, "heads: expected one or more"),
+        (_task_without_head, "heads: expected one or more"),
+    ],
+)
+def test_names_that_lead_out_of_the_folder_and_missing_heads_are_refused(
+    copied_bundle: Path, change: Callable[[dict[str, Any]], None], word: str
+) -> None:
+    shutil.copy(copied_bundle / "head_label.onnx", copied_bundle.parent / "outside.onnx")
+    (copied_bundle / "head_").mkdir()
+    rewrite(copied_bundle, change)
+    with pytest.raises(BundleError, match=word):
+        CodedModel.load(copied_bundle)
+
+
 def test_weights_of_another_architecture_are_refused(copied_bundle: Path) -> None:
     def widen(manifest: dict[str, Any]) -> None:
         manifest["architecture"]["encoder"]["width"] = 6
