@@ -156,7 +156,7 @@ class Course:
         """The model of the best candidate, which knows what was measured of it."""
         best = report.best
         scheme = "invertible" if best.scheme == "worker-encoded" else best.scheme
-        source = models[scheme, best.k]
+        source = models["uncoded" if scheme == "replication" else scheme, best.k]
         fusion = source.fusion.weights if source.fusion is not None and best.fused else None
         metadata = {
             "metrics": {

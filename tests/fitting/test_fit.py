@@ -171,3 +171,15 @@ def test_a_fit_goes_on_where_it_was_and_refuses_other_data(
         codedinv.fit(**{**about, "train": (x + 1e-3, y)})
     with pytest.raises(ValueError, match=r"budget was 0.1, is 0.3"):
         codedinv.fit(**about, budget=0.3)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("scheme", ["uncoded", "replication"])
+def test_a_scheme_without_groups_is_kept_where_it_is_asked_for(
+    tabular: Any, quick: dict[str, Any], tmp_path: Path, scheme: str
+) -> None:
+    about = {**tabular._asdict(), **quick, "k": 2, "encoder_steps": 2}
+    model = codedinv.fit(**about, out=tmp_path, scheme=scheme)
+    assert (model.scheme, model.report.best.scheme) == (scheme, scheme)
+    assert CodedModel.load(tmp_path / "bundle").scheme == scheme
+    assert model.report.why.startswith(f"Serve {model.report.best.title}, as {scheme} was asked")
