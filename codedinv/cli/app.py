@@ -431,7 +431,7 @@ def fit(
     encoder_steps: Annotated[
         int | None, typer.Option(min=1, help="Of each encoder; default: by the data's size.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     resume: ResumeOption = True,

@@ -32,6 +32,7 @@ def run_fit(
     name: str | None,
     weights: Path | None,
     unavailable: str,
+    seed: int,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -45,9 +46,11 @@ def run_fit(
         out: folder for all that is written.
         name: of the model; None: the folder's.
         weights: a state_dict for it (.safetensors, or what torch.save wrote).
+        seed: of everything random, of the weights that `target` starts with too.
         as_json: print the report as JSON and nothing else.
         options: as `codedinv.fit` takes them.
     """
+    torch.manual_seed(seed)  # a model that is trained here begins each time as it did at first
     backbone, heads = _model_of(target, weights)
     train, test = data.load_data(folder)
     model = fit(
@@ -60,6 +63,7 @@ def run_fit(
         unavailable=_share("--unavailable", unavailable),
         name=name or out.resolve().name,
         out=out,
+        seed=seed,
         quiet=as_json,
         **options,
     )

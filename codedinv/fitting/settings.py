@@ -68,6 +68,8 @@ class Settings:
         for what, value in (("light_epochs", light_epochs), ("encoder_steps", encoder_steps)):
             if value is not None and value < 1:
                 raise ValueError(f"{what}: expected 1 or more, got {value}")
+        if seed < 0:
+            raise ValueError(f"seed: expected 0 or more, got {seed}")
         if scheme is not None and scheme not in SCHEMES:
             raise ValueError(f"scheme: expected one of {', '.join(SCHEMES)}, got {scheme!r}")
         return cls(

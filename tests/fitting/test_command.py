@@ -158,3 +158,19 @@ def test_a_fit_killed_at_a_random_moment_goes_on_from_its_checkpoint(project: Pa
     )
     assert refused.returncode == 2
     assert "budget was 0.1, is 0.2" in refused.stderr
+
+
+@pytest.mark.timeout(300)
+def test_a_model_that_is_trained_here_goes_on_when_the_command_is_given_again(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`build` draws its first weights anew in each process."""
+    untrained = [one for one in FIT if one not in ("--weights", "weights.safetensors")]
+    command = (*untrained, "--epochs", "6", "--k", "2", "--encoder-steps", "2")
+    torch.manual_seed(1)
+    assert run(*command) == 0
+    first = capsys.readouterr().out
+    torch.manual_seed(2)
+    assert run(*command) == 0, capsys.readouterr().err
+    assert "the model itself" in first
+    assert "loss" not in capsys.readouterr().out, "all of it is taken from the checkpoints"

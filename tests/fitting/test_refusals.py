@@ -37,6 +37,7 @@ class DependsOnTheBatch(nn.Module):
         ({"k": ()}, "k: expected group sizes of 2 or more"),
         ({"budget": 10}, r"budget: expected a share .* \(10% is 0.1\), got 10"),
         ({"unavailable": 5}, "unavailable: expected a share between 0 and 1, got 5"),
+        ({"seed": -1}, "seed: expected 0 or more, got -1"),
         ({"scheme": "magic"}, "scheme: expected one of invertible, .*, got 'magic'"),
         ({"threads": 0}, "--threads: expected at least 1"),
         ({"backbone": Path("no.onnx"), "heads": None}, "no file no.onnx"),
