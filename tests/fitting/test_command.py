@@ -84,6 +84,30 @@ def test_one_command_from_a_model_to_a_bundle(
     assert {one["k"] for one in report["candidates"]} == {1, 2, 4}
 
 
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("scheme", ["uncoded", "replication", "guided", "invertible"])
+def test_what_a_fit_leaves_is_evaluated_on_its_data_from_any_folder(
+    project: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    scheme: str,
+) -> None:
+    assert run(*FIT, "--k", "2", "--encoder-steps", "2", "--scheme", scheme) == 0
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    capsys.readouterr()
+    bundle = str(project / "runs/mine/bundle")
+    assert run("evaluate", "-m", bundle, "--json") == 0, capsys.readouterr().err
+    report = json.loads(capsys.readouterr().out)
+    stated = json.loads((project / "runs/mine/report.json").read_text())
+    best = next(one for one in stated["candidates"] if one["title"] == stated["best"])
+    assert report["A_n"] == pytest.approx(best["A_n"]["mean"])
+    if scheme != "invertible":  # of which another grouping may be the best
+        assert report["A_d"] == pytest.approx(best["A_d"]["mean"])
+    assert run("evaluate", "-m", bundle) == 0
+    assert "normal accuracy A_n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
