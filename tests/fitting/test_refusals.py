@@ -39,6 +39,7 @@ class DependsOnTheBatch(nn.Module):
         ({"unavailable": 5}, "unavailable: expected a share between 0 and 1, got 5"),
         ({"seed": -1}, "seed: expected 0 or more, got -1"),
         ({"scheme": "magic"}, "scheme: expected one of invertible, .*, got 'magic'"),
+        ({"device": "gpu"}, "--device: expected 'cpu' or 'cuda', got 'gpu'"),
         ({"threads": 0}, "--threads: expected at least 1"),
         ({"backbone": Path("no.onnx"), "heads": None}, "no file no.onnx"),
     ],
