@@ -115,6 +115,10 @@ def test_an_untrained_model_is_trained_where_that_is_asked_for(
     model = codedinv.fit(**about)
     assert model.report.best.normal.mean > 50
     assert torch.equal(untrained[0].weight, before), "a copy is trained"
+    x, y = tabular.train
+    short = {"train": (x[:, :20], y), "test": (x[:, :20], y)}
+    with pytest.raises(ValueError, match=r"backbone: .* does not take float32 \(\d+, 20\)"):
+        codedinv.fit(**{**about, **short})
     with pytest.raises(ValueError, match="epochs: labels are of one task"):
         codedinv.fit(**{**about, "heads": {"a": heads["label"], "b": nn.Linear(32, 2)}})
 
