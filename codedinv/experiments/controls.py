@@ -142,9 +142,12 @@ def affine_share(queries: Floats, embeddings: Floats) -> float:
     x = np.c_[queries.reshape(len(queries), -1), np.ones(len(queries))].astype(np.float64)
     z = embeddings.reshape(len(embeddings), -1).astype(np.float64)
     fitted = len(x) * 3 // 4
-    gram = x[:fitted].T @ x[:fitted] + 0.1 * np.eye(x.shape[1])
-    weights = np.linalg.solve(gram, x[:fitted].T @ z[:fitted])
-    left = ((z[fitted:] - x[fitted:] @ weights) ** 2).sum()
+    a, b = x[:fitted], z[:fitted]
+    if a.shape[0] < a.shape[1]:  # the same by a matrix of images, not of numbers: 224x224 fits too
+        predicted = x[fitted:] @ a.T @ np.linalg.solve(a @ a.T + 0.1 * np.eye(len(a)), b)
+    else:
+        predicted = x[fitted:] @ np.linalg.solve(a.T @ a + 0.1 * np.eye(a.shape[1]), a.T @ b)
+    left = ((z[fitted:] - predicted) ** 2).sum()
     return float(1 - left / ((z[fitted:] - z[:fitted].mean(0)) ** 2).sum())
 
 
