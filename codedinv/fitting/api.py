@@ -85,6 +85,8 @@ def fit(
     settings = Settings.checked(
         k, budget, name, seed, unavailable, light_epochs, encoder_steps, scheme
     )
+    if not (isinstance(epochs, int) and epochs >= 0):
+        raise ValueError(f"epochs: expected an integer of 0 or more, got {epochs!r}")
     check_device(device)
     console = Console(quiet=quiet)
     if not console.is_terminal:
