@@ -188,4 +188,4 @@ def test_a_training_of_any_length_has_a_schedule(steps: int) -> None:
     descent = Descent.one_cycle([weight], steps, learning_rate=1e-2)
     for _ in range(steps):
         descent.step((weight**2).sum())
-    assert 0 < float(weight) < 1
+    assert 0 < weight.item() < 1
