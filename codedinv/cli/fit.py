@@ -69,8 +69,18 @@ def run_fit(
     )
     if as_json:
         print(json.dumps(model.report.to_dict(), indent=1))
-    elif model.report.best.grouping == "alike":
-        Console().print("serve it with CodedServer(model, grouping='alike')", highlight=False)
+        return
+    if model.default_scheme != model.scheme:
+        _say(
+            f"a server takes it for {model.default_scheme}, for {model.worth.objection}; "
+            f"CodedServer(model, scheme={model.scheme!r}) insists"
+        )
+    if model.report.best.grouping == "alike":
+        _say("serve it with CodedServer(model, grouping='alike')")
+
+
+def _say(line: str) -> None:
+    Console().print(line, highlight=False, soft_wrap=True)
 
 
 def _model_of(target: str, weights: Path | None) -> tuple[Any, Any]:

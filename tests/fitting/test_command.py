@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from codedinv.cli import main
 from codedinv.cli.fit import build, load_weights
+from codedinv.model import CodedModel
 
 MODEL = """
 from torch import nn
@@ -95,7 +96,9 @@ def test_what_a_fit_leaves_is_evaluated_on_its_data_from_any_folder(
 ) -> None:
     assert run(*FIT, "--k", "2", "--encoder-steps", "2", "--scheme", scheme) == 0
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
-    capsys.readouterr()
+    said = capsys.readouterr().out
+    served = CodedModel.load(project / "runs/mine/bundle").default_scheme
+    assert ("a server takes it for guided" in said) is (served != scheme)
     bundle = str(project / "runs/mine/bundle")
     assert run("evaluate", "-m", bundle, "--json") == 0, capsys.readouterr().err
     report = json.loads(capsys.readouterr().out)
