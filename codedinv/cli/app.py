@@ -76,9 +76,9 @@ DataOption = Annotated[
     Path | None,
     typer.Option(
         "--data",
-        help="Folder of the image set's IDX files, gzipped or not, or of torchvision's layout. "
-        "Default: the data set that the model has learnt (a recipe's: Fashion-MNIST where Debian's "
-        "package dataset-fashion-mnist puts it).",
+        help="An .npz file, or a folder of .npz files, of images by class or of IDX files "
+        "(docs/fit.md). Default: the data that the model has learnt (a recipe's: Fashion-MNIST "
+        "where Debian's package dataset-fashion-mnist puts it).",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -400,7 +400,7 @@ def fit(
         Path,
         typer.Option(
             help="An .npz file with x_train, y_train, x_test, y_test; a folder of train.npz and "
-            "test.npz; of images train/CLASS/*.png, test/CLASS/*.png; or of IDX files."
+            "test.npz; of images `train/CLASS/*.png`, `test/CLASS/*.png`; or of IDX files."
         ),
     ],
     out: Annotated[
@@ -431,7 +431,7 @@ def fit(
     encoder_steps: Annotated[
         int | None, typer.Option(min=1, help="Of each encoder; default: by the data's size.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     resume: ResumeOption = True,

@@ -32,6 +32,7 @@ def run_fit(
     name: str | None,
     weights: Path | None,
     unavailable: str,
+    seed: int,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -45,9 +46,11 @@ def run_fit(
         out: folder for all that is written.
         name: of the model; None: the folder's.
         weights: a state_dict for it (.safetensors, or what torch.save wrote).
+        seed: of everything random, of the weights that `target` starts with too.
         as_json: print the report as JSON and nothing else.
         options: as `codedinv.fit` takes them.
     """
+    torch.manual_seed(seed)  # a model that is trained here begins each time as it did at first
     backbone, heads = _model_of(target, weights)
     train, test = data.load_data(folder)
     model = fit(
@@ -60,13 +63,24 @@ def run_fit(
         unavailable=_share("--unavailable", unavailable),
         name=name or out.resolve().name,
         out=out,
+        seed=seed,
         quiet=as_json,
         **options,
     )
     if as_json:
         print(json.dumps(model.report.to_dict(), indent=1))
-    elif model.report.best.grouping == "alike":
-        Console().print("serve it with CodedServer(model, grouping='alike')", highlight=False)
+        return
+    if model.default_scheme != model.scheme:
+        _say(
+            f"a server takes it for {model.default_scheme}, for {model.worth.objection}; "
+            f"CodedServer(model, scheme={model.scheme!r}) insists"
+        )
+    if model.report.best.grouping == "alike":
+        _say("serve it with CodedServer(model, grouping='alike')")
+
+
+def _say(line: str) -> None:
+    Console().print(line, highlight=False, soft_wrap=True)
 
 
 def _model_of(target: str, weights: Path | None) -> tuple[Any, Any]:

@@ -168,10 +168,18 @@ def as_table(report: dict[str, Any]) -> Table:
 
 
 def _caption(report: dict[str, Any]) -> str:
-    gain, worth = report["retained_gain"], report["workers_worth"]
+    gain, worth, scheme = report["retained_gain"], report["workers_worth"], report["scheme"]
     lines = [
         "A_d: against the true labels. Agreement is with the exact answer, right or wrong.",
     ]
+    if scheme == "replication":
+        lines.append("Replication: a lost query is answered by its other copy.")
+    if scheme == "uncoded" and worth is not None:
+        lines.append(
+            "Uncoded: a lost query is sent again; here the light model answers in its place."
+        )
+    if scheme == "uncoded" and worth is None:
+        lines.append("Uncoded: a lost query is sent again; it is answered exactly, but later.")
     if worth is not None:
         lines.append(f"What the workers add to the light model: A_n - A_light = {_signed(worth)}.")
         lines.append(

@@ -25,6 +25,7 @@ from codedinv.training.classifier import (
     fit_head_alone,
     load_classifier,
 )
+from codedinv.training.device import check_device
 from codedinv.training.encoder import fit_encoder, recipe_code
 from codedinv.training.learnt import load_training_queries, recipe_examples
 from codedinv.training.light import fit_light, load_light
@@ -62,10 +63,7 @@ class _Job:
         resume: bool,
     ) -> _Job:
         use_threads(threads)
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("--device: torch finds no CUDA device here")
-        if device not in ("cpu", "cuda"):
-            raise ValueError(f"--device: expected 'cpu' or 'cuda', got {device!r}")
+        check_device(device)
         recipe = load_recipe(recipe_name)
         out = out or Path("runs") / recipe.name
         out.mkdir(parents=True, exist_ok=True)

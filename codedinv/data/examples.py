@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,14 @@ class Examples:
         labels: int64 (N,), classes from 0.
         source: where they come from, for messages.
         class_names: of the classes; empty: they have none.
+        path: of the file or folder that `load_split` read them from; None: they were in memory.
     """
 
     inputs: NDArray[Any]
     labels: NDArray[np.int64]
     source: str
     class_names: tuple[str, ...] = ()
+    path: str | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -56,7 +58,7 @@ class Examples:
 
     def part(self, picked: Any) -> Examples:
         """Those examples alone."""
-        return Examples(self.inputs[picked], self.labels[picked], self.source, self.class_names)
+        return replace(self, inputs=self.inputs[picked], labels=self.labels[picked])
 
     def check_fit(self, input_shape: Sequence[int] | None = None, outputs: int = 0) -> None:
         """Refuses what a model of that input shape and that many outputs cannot take.

@@ -4,6 +4,7 @@ part."""
 from __future__ import annotations
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,10 @@ def load_split(path: str | Path, split: Split) -> Examples:
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"--data: no file or folder {path}; expected {_LAYOUTS}")
+    return replace(_read_split(path, split), path=str(path.resolve()))
+
+
+def _read_split(path: Path, split: Split) -> Examples:
     if path.is_file():
         return _npz_with_both(path, split)
     if (path / f"{split}.npz").is_file():
@@ -124,8 +129,7 @@ def _image_folder(folder: Path, classes: tuple[str, ...]) -> Examples:
             )
         images[row] = image
     labels = np.array([number for _, number in files], np.int64)
-    checked = _checked(images, labels, str(folder))
-    return Examples(checked.inputs, checked.labels, checked.source, classes)
+    return replace(_checked(images, labels, str(folder)), class_names=classes)
 
 
 def _read_image(path: Path, mode: str | None) -> NDArray[np.uint8]:

@@ -25,6 +25,7 @@ from codedinv.experiments.degraded import (
 from codedinv.experiments.groupings import Groups, alike_groups, arrival_groups
 from codedinv.experiments.intervals import Estimate, Outcomes, difference, interval
 from codedinv.model import CodedModel
+from codedinv.model.manifest import ENCODED
 
 __all__ = [
     "Accuracy",
@@ -79,6 +80,7 @@ class Accuracy:
     over_light: dict[str, Estimate]
     images: int
     groupings: int
+    # Arrays, of which the rest are means.
     outcomes: dict[str, Outcomes] = field(compare=False, repr=False)
 
 
@@ -163,10 +165,10 @@ def known_of(model: CodedModel, queries: Floats, task: str | None = None) -> Kno
 def _groups_by_kind(
     model: CodedModel, known: Known, order: NDArray[np.int64]
 ) -> Iterator[tuple[str, Groups]]:
-    """("arrival" | "choosing" | "alike", groups); the latter two for codes with a light model."""
+    """("arrival" | "choosing" | "alike", groups); the latter two for codes, with a light model."""
     k = model.code.k
     yield "arrival", arrival_groups(order, k)
-    if known.light is not None and model.scheme != "guided":
+    if known.light is not None and model.scheme in ENCODED:
         classes = known.light.argmax(axis=1)
         yield "choosing", alike_groups(order, classes, k, among=CHOICE * k)
         yield "alike", alike_groups(order, classes, k)

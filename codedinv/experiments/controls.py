@@ -26,6 +26,7 @@ from codedinv.experiments.fusing import likeliest_weights
 from codedinv.experiments.intervals import Estimate
 from codedinv.model import CodedModel
 from codedinv.model.light import log_softmax
+from codedinv.model.manifest import ENCODED
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def measure_controls(
         accuracy: what `evaluate` found.
     """
     plain_sum = None
-    if model.scheme != "guided":
+    if model.scheme in ENCODED:
         progress("control: plain sum")
         plain: Any = PlainSum(model)
         bare = Known(known.embeddings, known.exact, None)
@@ -141,9 +142,12 @@ def affine_share(queries: Floats, embeddings: Floats) -> float:
     x = np.c_[queries.reshape(len(queries), -1), np.ones(len(queries))].astype(np.float64)
     z = embeddings.reshape(len(embeddings), -1).astype(np.float64)
     fitted = len(x) * 3 // 4
-    gram = x[:fitted].T @ x[:fitted] + 0.1 * np.eye(x.shape[1])
-    weights = np.linalg.solve(gram, x[:fitted].T @ z[:fitted])
-    left = ((z[fitted:] - x[fitted:] @ weights) ** 2).sum()
+    a, b = x[:fitted], z[:fitted]
+    if a.shape[0] < a.shape[1]:  # the same by a matrix of images, not of numbers: 224x224 fits too
+        predicted = x[fitted:] @ a.T @ np.linalg.solve(a @ a.T + 0.1 * np.eye(len(a)), b)
+    else:
+        predicted = x[fitted:] @ np.linalg.solve(a.T @ a + 0.1 * np.eye(a.shape[1]), a.T @ b)
+    left = ((z[fitted:] - predicted) ** 2).sum()
     return float(1 - left / ((z[fitted:] - z[:fitted].mean(0)) ** 2).sum())
 
 
@@ -151,15 +155,20 @@ def costs(model: CodedModel) -> dict[str, float | None]:
     """Multiply-accumulates per query of each way to answer; None where a model has no such way.
 
     `exact` is one backbone call and its head. `degraded` is what the scheme adds to every query,
-    failure or not: r backbone calls and one encoder call for k queries, and a guided scheme's light
-    model. `fused` adds the light model where an answer is missing, `alike` at every query. `light`
-    and `head_alone` are paid only where an answer is missing.
+    failure or not: r backbone calls and one encoder call for k queries, or a guided scheme's light
+    model in place of the encoder; replication's second copy; nothing where nothing is added.
+    `fused` adds the light model where an answer is missing, `alike` at every query. `light` and
+    `head_alone` are paid only where an answer is missing.
     """
     macs = model.metadata["macs"]
     light: float | None = macs.get("light")
-    share = model.code.r / model.code.k * macs["backbone"]
-    degraded = share + (light or 0 if model.scheme == "guided" else macs["encoder"] / model.code.k)
-    with_light = None if light is None or model.scheme == "guided" else degraded + light
+    share, coded = model.code.r / model.code.k * macs["backbone"], model.scheme in ENCODED
+    degraded = {
+        "uncoded": 0,
+        "replication": macs["backbone"],
+        "guided": share + (light or 0),
+    }.get(model.scheme, share + macs.get("encoder", 0) / model.code.k)
+    with_light = None if light is None or not coded else degraded + light
     alone = (model.metadata.get("controls") or {}).get("head_alone")
     exact = macs["backbone"] + sum(macs["head"].values())
     return {
@@ -170,7 +179,7 @@ def costs(model: CodedModel) -> dict[str, float | None]:
         "alike": with_light,
         "light": light,
         "head_alone": None if alone is None else alone["macs"],
-        "plain_sum": share if model.scheme != "guided" else None,
+        "plain_sum": share if coded else None,
     }
 
 

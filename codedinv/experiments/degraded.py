@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from codedinv.coding import Code
 from codedinv.model import CodedModel
 from codedinv.model.light import Grouping, least_sure
+from codedinv.model.manifest import ENCODED
 
 Floats = NDArray[np.float32]
 Answers = dict[str, NDArray[np.int64]]
@@ -59,6 +60,10 @@ def degraded_answers(
         for lost, given in guided_answers(model.code, known, groups):
             yield lost, {kind: given}
         return
+    if model.scheme not in ENCODED:
+        for lost in patterns_of_lost(model.code):
+            yield lost, {kind: answers_without_groups(model.scheme, known)[groups[:, lost]]}
+        return
     grouping: Grouping = "arrival" if kind == "arrival" else "alike"
     for lost, logits in decoded_logits(model, queries, known.embeddings, groups, task):
         answers = {kind: logits.argmax(axis=-1)}
@@ -66,6 +71,17 @@ def degraded_answers(
             mixed = model.fusion(logits, known.light[groups[:, lost]], grouping)
             answers[f"{kind} + fused"] = mixed.argmax(axis=-1)
         yield lost, answers
+
+
+def answers_without_groups(scheme: str, known: Known) -> NDArray[np.int64]:
+    """Classes (N,) that are answered to lost queries where there is no group to ask.
+
+    Replication has the other copy's. Uncoded, the light model answers; without one the query is
+    sent again, and answered exactly, only later.
+    """
+    logits = known.exact if scheme == "replication" or known.light is None else known.light
+    classes: NDArray[np.int64] = logits.argmax(axis=1)
+    return classes
 
 
 def guided_answers(
@@ -82,12 +98,10 @@ def guided_answers(
         raise ValueError("known: the scheme 'guided' needs the light model's answers, got None")
     doubled = least_sure(known.light[groups], min(code.r, code.k))
     exact, light = known.exact.argmax(axis=1), known.light.argmax(axis=1)
-    for count in range(1, min(code.r, code.k) + 1):
-        for lost in combinations(range(code.k), count):
-            slots = list(lost)
-            covered = (doubled[:, None, :] == np.array(slots)[None, :, None]).any(axis=2)
-            images = groups[:, slots]
-            yield slots, np.where(covered, exact[images], light[images])
+    for slots in patterns_of_lost(code):
+        covered = (doubled[:, None, :] == np.array(slots)[None, :, None]).any(axis=2)
+        images = groups[:, slots]
+        yield slots, np.where(covered, exact[images], light[images])
 
 
 def decoded_logits(
@@ -108,6 +122,12 @@ def decoded_logits(
         flat = recovered.reshape(-1, *model.embedding_shape)
         logits = in_batches(lambda z: model.head(z, task), flat)
         yield list(lost), logits.reshape(len(groups), len(lost), -1)
+
+
+def patterns_of_lost(code: Code) -> Iterator[list[int]]:
+    """Every set of 1..r data slots."""
+    for count in range(1, min(code.r, code.k) + 1):
+        yield from map(list, combinations(range(code.k), count))
 
 
 def patterns(code: Code) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -94,8 +94,8 @@ def run_demo(
     console: Console,
     devices: Sequence[str] = ("cpu",),
 ) -> bool:
-    """Runs the demo, prints the comparison, writes latency.png, recovery.png, comparison.md and
-    summary.json.
+    """Runs the demo, prints the comparison, writes latency.png, comparison.md and summary.json, and
+    recovery.png where queries are images and something recovers them.
 
     Args:
         name_or_folder: of the model.
@@ -279,9 +279,12 @@ def _write(
         killed_s=float(traffic.arrivals_s[killed.after]),
         slow_s=(float(traffic.arrivals_s[slowed.after]), float(traffic.arrivals_s[-1])),
     )
-    groups = recovery.choose(model, traffic.queries, traffic.labels)
-    recovery.draw(out / "recovery.png", groups, traffic.class_names)
+    written = ["latency.png", "comparison.md", "summary.json"]
+    if recovery.can_be_drawn(model):
+        groups = recovery.choose(model, traffic.queries, traffic.labels)
+        recovery.draw(out / "recovery.png", groups, traffic.class_names)
+        written.insert(1, "recovery.png")
     (out / "comparison.md").write_text(comparison.markdown(summary) + "\n")
     write_receipt(out / "summary.json", command_line(), summary)
-    for name in ("latency.png", "recovery.png", "comparison.md", "summary.json"):
+    for name in written:
         console.print(f"wrote {out / name}", highlight=False, soft_wrap=True)

@@ -95,9 +95,10 @@ def load_examples(model: CodedModel, split: data.Split, folder: Path | None) -> 
         examples = data.load_split(where, split)
         return _called(examples, f"the {len(examples):,} {split} examples in {where}")
     if name not in _TITLES:
-        known = "no data set" if name is None else f"the data set {name!r} and no folder of it"
+        known = "no data that it has learnt" if name is None else f"its data {name!r} and no place"
         raise ValueError(
-            f"--data: expected a folder, for {model.name} names {known} as what it has learnt"
+            f"--data: expected a file or folder of examples, for the bundle of {model.name} names "
+            f"{known}"
         )
     examples = data.as_examples(data.load_image_set(name, split))
     return _called(examples, f"the {len(examples):,} {_TITLES[name]} {split} images")

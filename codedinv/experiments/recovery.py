@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from codedinv.experiments.pictures import GREEN, GREY, SKY, STYLE, VERMILLION
 from codedinv.model import CodedModel
 from codedinv.model.light import least_sure, log_softmax
+from codedinv.model.manifest import ENCODED
 
 matplotlib.use("Agg")
 
@@ -55,6 +56,12 @@ class Recovered:
         return int(self.answers[by].argmax()) == self.truth
 
 
+def can_be_drawn(model: CodedModel) -> bool:
+    """Are its queries images, and is there anything that recovers lost ones?"""
+    recovers = model.scheme in ENCODED or model.light is not None
+    return recovers and len(model.input_shape) == 3 and model.input_shape[0] in (1, 3)
+
+
 def choose(
     model: CodedModel, queries: NDArray[np.float32], labels: NDArray[np.int64]
 ) -> list[Recovered]:
@@ -84,14 +91,15 @@ def choose(
 def recover(
     model: CodedModel, queries: NDArray[np.float32], labels: NDArray[np.int64], lost: int
 ) -> Recovered:
-    """Recovers slot `lost` of one group, as a server of the model's own scheme does."""
+    """Recovers slot `lost` of one group, as a server of the model's own scheme does; a model for no
+    code as a guided one, which the demo serves it as too."""
     embeddings = model.embed(queries)
     exact = model.head(embeddings[lost : lost + 1])[0]
     task = next(iter(model.heads))
     light = None if model.light is None else np.asarray(model.light(queries)[task])
-    if model.scheme == "guided":
+    if model.scheme not in ENCODED:
         if light is None:
-            raise ValueError(f"model: {model.name} is guided, and has no light model")
+            raise ValueError(f"model: {model.name} has neither an encoder nor a light model")
         copied = int(least_sure(light)[0])
         answers = {GIVEN: exact if copied == lost else light[lost], EXACT: exact}
         return Recovered(queries, labels, lost, queries[copied], copied, _probabilities(answers))

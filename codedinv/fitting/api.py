@@ -18,6 +18,7 @@ from codedinv.fitting.settings import Settings
 from codedinv.fitting.stages import fit_classifier
 from codedinv.fitting.subject import Subject, check_amounts
 from codedinv.model import CodedModel
+from codedinv.training.device import check_device
 from codedinv.training.threads import use_threads
 
 WORK = "work"  # folder of checkpoints below the one that a fit writes to
@@ -84,6 +85,9 @@ def fit(
     settings = Settings.checked(
         k, budget, name, seed, unavailable, light_epochs, encoder_steps, scheme
     )
+    if not (isinstance(epochs, int) and epochs >= 0):
+        raise ValueError(f"epochs: expected an integer of 0 or more, got {epochs!r}")
+    check_device(device)
     console = Console(quiet=quiet)
     if not console.is_terminal:
         console.width = max(console.width, 124)

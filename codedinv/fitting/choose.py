@@ -82,10 +82,16 @@ def _why(
     where = f"with {at:.0%} of the results unavailable"
     if best is fallback:
         rivals = [one for one in affordable if one is not fallback]
+        if worth.high < 0:
+            return (
+                "Do not code: the light model answers better than the backbone (A_n - A_light is "
+                f"{_points(worth)}). Look whether the backbone has been trained to its end, and on "
+                "such data; if it has, serve the light model alone."
+            )
         if worth.low <= 0:
             return (
                 "Do not code: fall back to the light model, which answers as well as the backbone "
-                f"as far as these examples tell (the backbone is {_points(worth)} better); there "
+                f"as far as these examples tell (A_n - A_light is {_points(worth)}); there "
                 "is nothing for redundancy to save. Consider serving the light model alone."
             )
         if not rivals:

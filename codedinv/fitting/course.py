@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import nn
 
 from codedinv.coding import Code
+from codedinv.data import Examples
 from codedinv.experiments.accuracy import known_of
 from codedinv.experiments.fusing import fit_fusion
 from codedinv.experiments.intervals import interval
@@ -156,7 +157,7 @@ class Course:
         """The model of the best candidate, which knows what was measured of it."""
         best = report.best
         scheme = "invertible" if best.scheme == "worker-encoded" else best.scheme
-        source = models[scheme, best.k]
+        source = models["uncoded" if scheme == "replication" else scheme, best.k]
         fusion = source.fusion.weights if source.fusion is not None and best.fused else None
         metadata = {
             "metrics": {
@@ -174,8 +175,7 @@ class Course:
             },
             "fit": report.to_dict(),
             "provenance": {
-                "data_set": self.subject.train.source,
-                "classes": self.subject.train.classes,
+                **_learnt(self.subject.train),
                 "settings": asdict(self.settings),
                 **circumstances(),
             },
@@ -218,6 +218,14 @@ class Course:
 
     def _quietly(self, message: str) -> None:
         """Progress of a measurement, which is short beside a training."""
+
+
+def _learnt(train: Examples) -> dict[str, Any]:
+    """What the provenance says of the data, so that `codedinv evaluate` and others find them."""
+    about: dict[str, Any] = {"data_set": train.source, "classes": train.classes}
+    if train.path is not None:
+        about |= {"data_set": Path(train.path).name, "data_folder": train.path}
+    return about
 
 
 def _check_worth(measured: Measured, labels: np.ndarray) -> None:

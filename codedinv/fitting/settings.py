@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from codedinv.model.manifest import SCHEMES
@@ -55,19 +55,21 @@ class Settings:
             ValueError: names the argument, what was expected and what came.
         """
         check_name(name)
-        ks = (k,) if isinstance(k, int) else tuple(k)
+        ks = tuple(k) if isinstance(k, Iterable) else (k,)
         if not ks or any(not isinstance(one, int) or one < 2 for one in ks):
             raise ValueError(f"k: expected group sizes of 2 or more, got {k!r}")
-        if not 0 < budget < 1:
+        if not _is_share(budget):
             raise ValueError(
                 f"budget: expected a share of the backbone's work between 0 and 1 (10% is 0.1), "
-                f"got {budget}"
+                f"got {budget!r}"
             )
-        if not 0 < unavailable < 1:
-            raise ValueError(f"unavailable: expected a share between 0 and 1, got {unavailable}")
+        if not _is_share(unavailable):
+            raise ValueError(f"unavailable: expected a share between 0 and 1, got {unavailable!r}")
         for what, value in (("light_epochs", light_epochs), ("encoder_steps", encoder_steps)):
-            if value is not None and value < 1:
-                raise ValueError(f"{what}: expected 1 or more, got {value}")
+            if value is not None and not (isinstance(value, int) and value >= 1):
+                raise ValueError(f"{what}: expected an integer of 1 or more, got {value!r}")
+        if not (isinstance(seed, int) and seed >= 0):
+            raise ValueError(f"seed: expected an integer of 0 or more, got {seed!r}")
         if scheme is not None and scheme not in SCHEMES:
             raise ValueError(f"scheme: expected one of {', '.join(SCHEMES)}, got {scheme!r}")
         return cls(
@@ -82,3 +84,7 @@ class Settings:
     def steps_of_encoder(self, learnt: int, groups_per_step: int) -> int:
         """Steps of an encoder: enough for the data, never few, never endless."""
         return self.encoder_steps or max(300, min(6000, 10 * learnt // groups_per_step))
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, (int, float)) and 0 < value < 1

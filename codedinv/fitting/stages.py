@@ -12,9 +12,9 @@ from torch import nn
 
 from codedinv.coding import Code
 from codedinv.data import Examples
-from codedinv.fitting.parts import as_modules
+from codedinv.fitting.parts import TorchParts, as_modules
 from codedinv.fitting.settings import HELD_OUT, Settings
-from codedinv.fitting.subject import Subject
+from codedinv.fitting.subject import Subject, anchors_of
 from codedinv.nn import Encoder, encoder_for, light_for
 from codedinv.training.classifier import classifier_training
 from codedinv.training.draws import classes_of
@@ -48,7 +48,8 @@ def fit_classifier(
     """Trained copies of f and its one head, by the cross entropy of the labels.
 
     Raises:
-        ValueError: there are several heads, but labels are of one task.
+        ValueError: there are several heads, but labels are of one task; or the model does not take
+            such data.
     """
     backbone, heads = as_modules(backbone, heads)
     if len(heads) > 1:
@@ -56,13 +57,17 @@ def fit_classifier(
             f"epochs: labels are of one task, so {list(heads)} cannot all be trained here; give "
             "the model trained"
         )
-    (task, head), target = next(iter(heads.items())), torch.device(device)
-    backbone, head = (copy.deepcopy(module).to(target) for module in (backbone, head))
-    queries, _ = split_off(learnt, HELD_OUT, settings.seed, target)
-    with torch.no_grad():
-        outputs = int(head.eval()(backbone.eval()(queries.queries(slice(2)))).shape[1])
+    plain = TorchParts(backbone, heads).model(
+        name=settings.name,
+        code=Code.uniform(settings.ks[0]),
+        anchors_queries=anchors_of(learnt, settings),
+        scheme="uncoded",
+    )
+    (task, outputs), target = next(iter(plain.tasks.items())), torch.device(device)
     for part in (learnt, test):
         part.check_fit(outputs=outputs)
+    backbone, head = (copy.deepcopy(module).to(target) for module in (backbone, heads[task]))
+    queries, _ = split_off(learnt, HELD_OUT, settings.seed, target)
     recipe = ClassifierRecipe.model_validate(
         {
             "epochs": epochs,

@@ -187,3 +187,17 @@ def test_fusion_without_a_light_model_or_enough_images_is_refused(
         fit_fusion(make_small_model(Code.uniform(3)), *images(60))
     with pytest.raises(ValueError, match="at least k = 3"):
         fit_fusion(with_light, *images(2))
+
+
+def test_the_affine_share_of_few_large_images_is_that_of_the_normal_equations() -> None:
+    """A matrix of 224x224 by 224x224 numbers would not fit into memory; one of 40 images does."""
+    random = np.random.default_rng(0)
+    x = random.random((40, 1, 10, 12), np.float32)
+    z = (x.reshape(40, -1) @ random.standard_normal((120, 3)) + 2).astype(np.float32)
+    a = np.c_[x.reshape(40, -1), np.ones(40)].astype(np.float64)
+    weights = np.linalg.solve(a[:30].T @ a[:30] + 0.1 * np.eye(121), a[:30].T @ z[:30])
+    left = ((z[30:] - a[30:] @ weights) ** 2).sum()
+    expected = 1 - left / ((z[30:] - z[:30].mean(0)) ** 2).sum()
+    assert affine_share(x, z) == pytest.approx(expected, rel=1e-4)
+    large = random.random((12, 3, 224, 224), np.float32)
+    assert np.isfinite(affine_share(large, random.random((12, 4), np.float32)))

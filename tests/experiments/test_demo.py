@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
+from codedinv.coding import Code
 from codedinv.data import write_idx
 from codedinv.experiments import demo as demo_module
 from codedinv.experiments.columns import Column
@@ -168,3 +170,21 @@ def test_every_run_gets_the_same_images_and_each_once_before_any_comes_again(
     distinct = {query.tobytes() for query in first.queries[:60]}
     assert distinct == {query.tobytes() for query in first.queries[60:120]}
     assert len(distinct) == 60
+
+
+@pytest.mark.parametrize("light", [True, False], ids=["a light model", "nothing but a backbone"])
+def test_a_model_for_no_code_is_shown_to_the_end(tmp_path: Path, light: bool) -> None:
+    """On rows of numbers, of which there is no picture either."""
+    random = np.random.default_rng(0)
+    x, y = random.random((80, 6), np.float32), np.arange(80) % 3
+    np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    more: dict[str, Any] = {"light": torch.nn.Linear(6, 3), "scheme": "uncoded"} if light else {}
+    model = CodedModel.from_modules(
+        name="rows", code=Code.uniform(2), backbone=torch.nn.Linear(6, 16),
+        heads={"label": torch.nn.Linear(16, 3)}, anchors_queries=x[:4], **more,
+    )  # fmt: skip
+    model.save(tmp_path / "bundle")
+    process = demo(tmp_path / "bundle", tmp_path, "--data", str(tmp_path / "data.npz"))
+    assert process.returncode == 0, process.stderr
+    assert (tmp_path / "comparison.md").is_file()
+    assert ("guided: 160 of 160 answered" in process.stdout) is light

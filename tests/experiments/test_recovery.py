@@ -11,7 +11,15 @@ from matplotlib import pyplot as plt
 
 from codedinv.data import load_test_images, to_queries
 from codedinv.experiments.pictures import GREEN, VERMILLION
-from codedinv.experiments.recovery import EXACT, GIVEN, Recovered, choose, draw, draw_answers
+from codedinv.experiments.recovery import (
+    EXACT,
+    GIVEN,
+    Recovered,
+    can_be_drawn,
+    choose,
+    draw,
+    draw_answers,
+)
 from codedinv.model import CodedModel
 from codedinv.model.light import log_softmax
 
@@ -98,6 +106,14 @@ def test_a_guided_models_lost_query_is_answered_by_its_copy_or_the_light_model(
         if group.copied != group.lost:
             expected = light[3 * number + group.lost]
         np.testing.assert_allclose(group.answers[GIVEN], expected, atol=1e-5)
+
+
+def test_a_model_for_no_code_is_drawn_as_the_guided_one_that_the_demo_serves(
+    lit_model: CodedModel, images: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lit_model, "scheme", "uncoded")
+    assert can_be_drawn(lit_model)
+    assert all(group.copied is not None for group in choose(lit_model, *images))
 
 
 def test_the_picture_is_written(

@@ -67,6 +67,13 @@ def test_a_backbone_no_better_than_the_light_model_is_not_coded() -> None:
     assert "answers as well as the backbone" in choice.why
 
 
+def test_a_backbone_worse_than_the_light_model_is_told_so() -> None:
+    choice = choose([FALLBACK, TWICE], AT, Estimate(-30.0, -36.0, -24.0))
+    assert choice.best is FALLBACK
+    assert "the light model answers better than the backbone" in choice.why
+    assert "-30.00 points (-36.00 to -24.00)" in choice.why
+
+
 def test_the_scheme_that_was_asked_for_is_taken_with_the_verdict() -> None:
     poor = candidate("invertible", LIGHT & (np.arange(IMAGES) % 9 > 0), 0.25)
     choice = choose([FALLBACK, TWICE, poor], AT, WORTH, "invertible")

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from codedinv.cli import main
 from codedinv.cli.fit import build, load_weights
+from codedinv.model import CodedModel
 
 MODEL = """
 from torch import nn
@@ -82,6 +83,32 @@ def test_one_command_from_a_model_to_a_bundle(
     report = json.loads(capsys.readouterr().out)
     assert report["model"] == "mine"
     assert {one["k"] for one in report["candidates"]} == {1, 2, 4}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("scheme", ["uncoded", "replication", "guided", "invertible"])
+def test_what_a_fit_leaves_is_evaluated_on_its_data_from_any_folder(
+    project: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    scheme: str,
+) -> None:
+    assert run(*FIT, "--k", "2", "--encoder-steps", "2", "--scheme", scheme) == 0
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    said = capsys.readouterr().out
+    served = CodedModel.load(project / "runs/mine/bundle").default_scheme
+    assert ("a server takes it for guided" in said) is (served != scheme)
+    bundle = str(project / "runs/mine/bundle")
+    assert run("evaluate", "-m", bundle, "--json") == 0, capsys.readouterr().err
+    report = json.loads(capsys.readouterr().out)
+    stated = json.loads((project / "runs/mine/report.json").read_text())
+    best = next(one for one in stated["candidates"] if one["title"] == stated["best"])
+    assert report["A_n"] == pytest.approx(best["A_n"]["mean"])
+    if scheme != "invertible":  # of which another grouping may be the best
+        assert report["A_d"] == pytest.approx(best["A_d"]["mean"])
+    assert run("evaluate", "-m", bundle) == 0
+    assert "normal accuracy A_n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -158,3 +185,19 @@ def test_a_fit_killed_at_a_random_moment_goes_on_from_its_checkpoint(project: Pa
     )
     assert refused.returncode == 2
     assert "budget was 0.1, is 0.2" in refused.stderr
+
+
+@pytest.mark.timeout(300)
+def test_a_model_that_is_trained_here_goes_on_when_the_command_is_given_again(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`build` draws its first weights anew in each process."""
+    untrained = [one for one in FIT if one not in ("--weights", "weights.safetensors")]
+    command = (*untrained, "--epochs", "6", "--k", "2", "--encoder-steps", "2")
+    torch.manual_seed(1)
+    assert run(*command) == 0
+    first = capsys.readouterr().out
+    torch.manual_seed(2)
+    assert run(*command) == 0, capsys.readouterr().err
+    assert "the model itself" in first
+    assert "loss" not in capsys.readouterr().out, "all of it is taken from the checkpoints"

@@ -185,3 +185,15 @@ def test_the_ten_lines_of_the_page_run(tabular: Any, capsys: pytest.CaptureFixtu
     names = {"backbone": tabular.backbone, "head": tabular.heads["label"], "x": x, "y": y}
     exec(quick, {**names, "x_test": x_test, "y_test": y_test})
     assert "no redundancy, fall back" in capsys.readouterr().out
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("scheme", ["uncoded", "replication"])
+def test_a_scheme_without_groups_is_kept_where_it_is_asked_for(
+    tabular: Any, quick: dict[str, Any], tmp_path: Path, scheme: str
+) -> None:
+    about = {**tabular._asdict(), **quick, "k": 2, "encoder_steps": 2}
+    model = codedinv.fit(**about, out=tmp_path, scheme=scheme)
+    assert (model.scheme, model.report.best.scheme) == (scheme, scheme)
+    assert CodedModel.load(tmp_path / "bundle").scheme == scheme
+    assert model.report.why.startswith(f"Serve {model.report.best.title}, as {scheme} was asked")

@@ -37,7 +37,14 @@ class DependsOnTheBatch(nn.Module):
         ({"k": ()}, "k: expected group sizes of 2 or more"),
         ({"budget": 10}, r"budget: expected a share .* \(10% is 0.1\), got 10"),
         ({"unavailable": 5}, "unavailable: expected a share between 0 and 1, got 5"),
+        ({"k": 2.5}, "k: expected group sizes of 2 or more, got 2.5"),
+        ({"budget": "10%"}, r"budget: expected a share .* got '10%'"),
+        ({"unavailable": "5%"}, "unavailable: expected a share .* got '5%'"),
+        ({"seed": -1}, "seed: expected an integer of 0 or more, got -1"),
+        ({"epochs": -1}, "epochs: expected an integer of 0 or more, got -1"),
+        ({"light_epochs": 0.5}, "light_epochs: expected an integer of 1 or more, got 0.5"),
         ({"scheme": "magic"}, "scheme: expected one of invertible, .*, got 'magic'"),
+        ({"device": "gpu"}, "--device: expected 'cpu' or 'cuda', got 'gpu'"),
         ({"threads": 0}, "--threads: expected at least 1"),
         ({"backbone": Path("no.onnx"), "heads": None}, "no file no.onnx"),
     ],
@@ -113,6 +120,10 @@ def test_an_untrained_model_is_trained_where_that_is_asked_for(
     model = codedinv.fit(**about)
     assert model.report.best.normal.mean > 50
     assert torch.equal(untrained[0].weight, before), "a copy is trained"
+    x, y = tabular.train
+    short = {"train": (x[:, :20], y), "test": (x[:, :20], y)}
+    with pytest.raises(ValueError, match=r"backbone: .* does not take float32 \(\d+, 20\)"):
+        codedinv.fit(**{**about, **short})
     with pytest.raises(ValueError, match="epochs: labels are of one task"):
         codedinv.fit(**{**about, "heads": {"a": heads["label"], "b": nn.Linear(32, 2)}})
 

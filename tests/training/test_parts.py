@@ -13,6 +13,7 @@ from torch import nn
 import codedinv
 from codedinv.data import write_idx
 from codedinv.training.augment import augmented, random_erase, random_flip, random_shift
+from codedinv.training.descent import Descent
 from codedinv.training.draws import GroupDraw
 from codedinv.training.fixed import FixedClassifier
 from codedinv.training.learnt import LabelledQueries, load_training_queries
@@ -179,3 +180,12 @@ def test_no_function_of_training_is_longer_than_sixty_lines() -> None:
             if isinstance(node, ast.FunctionDef):
                 lines = (node.end_lineno or 0) - node.lineno + 1
                 assert lines <= 60, f"{path.name}: {node.name} has {lines} lines"
+
+
+@pytest.mark.parametrize("steps", [*range(1, 12), 50])
+def test_a_training_of_any_length_has_a_schedule(steps: int) -> None:
+    weight = nn.Parameter(torch.ones(1))
+    descent = Descent.one_cycle([weight], steps, learning_rate=1e-2)
+    for _ in range(steps):
+        descent.step((weight**2).sum())
+    assert 0 < weight.item() < 1
