@@ -16,6 +16,7 @@ from codedinv.experiments.tables import (
     accuracy_receipts,
     accuracy_tables,
     replace_table,
+    with_fit_table,
     with_tables,
 )
 from codedinv.model import CodedModel, bundled_names
@@ -177,3 +178,10 @@ def test_the_soak_that_the_gateways_page_tells_of_is_its_receipts() -> None:
     page = " ".join((ROOT / "docs" / "gateway.md").read_text().split())
     assert f"of {result['answered']:,} requests none failed" in page
     assert "--minutes 30 --rate 200 --kill-every 20" in receipt["command"]
+
+
+def test_the_results_of_a_fit_are_its_receipts() -> None:
+    page = (ROOT / "docs" / "results.md").read_text()
+    assert with_fit_table(page, ROOT / "benchmarks" / "receipts") == page
+    receipt = json.loads((ROOT / "benchmarks" / "receipts" / "fit-fashion-mnist.json").read_text())
+    assert receipt["command"] in " ".join(page.replace("\\\n", " ").split())

@@ -274,8 +274,9 @@ def _light_of(job: _Job, backbone: Backbone, head: nn.Module) -> nn.Module | Non
             job.resume,
             job.embeddings,
         )
+    learnt, _ = load_training_queries(job.recipe, job.folder)
     try:
-        return load_light(job.recipe, backbone, path)
+        return load_light(job.recipe, backbone, path, learnt)
     except RuntimeError as error:
         raise ValueError(f"{path} was trained by a recipe with another budget") from error
 

@@ -119,7 +119,8 @@ class Report:
         return "\n".join(lines)
 
     def figure(self, path: str | Path) -> Path:
-        """Draws A_o against what the workers do for it, every candidate with its interval."""
+        """Draws A_o against what the workers do for it, every candidate with its interval, those of
+        the frontier by name: more names would hide each other."""
         import matplotlib
 
         matplotlib.use("Agg")
@@ -135,14 +136,17 @@ class Report:
                 100 * one.workers, found.mean, bars, marker="o", ms=9 if filled else 5,
                 mfc=colour if filled else "white", color=colour, elinewidth=0.8, alpha=0.9,
             )  # fmt: skip
-        for one in self._labelled():
+        for number, one in enumerate(self.frontier()):
             axis.annotate(
                 one.title, (100 * one.workers, one.overall[self.unavailable].mean),
-                xytext=(7, 3), textcoords="offset points", fontsize=7,
+                xytext=(7, 8 if number % 2 else -12), textcoords="offset points", fontsize=7,
             )  # fmt: skip
         axis.set_xlabel("extra work of the workers, %")
         axis.set_ylabel(f"A_o at {self.unavailable:.0%} unavailable, %")
         axis.set_title(f"{self.model}: what redundancy buys (filled: served)", fontsize=10)
+        for scheme in dict.fromkeys(one.scheme for one in self.candidates):
+            axis.plot([], [], "o", mfc="white", color=_COLOURS.get(scheme, "black"), label=scheme)
+        axis.legend(frameon=False, fontsize=8, loc="lower right")
         axis.margins(x=0.18)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
@@ -151,12 +155,16 @@ class Report:
         plt.close(figure)
         return path
 
-    def _labelled(self) -> list[Candidate]:
-        """The best of each scheme at each cost: more names would hide each other."""
-        found: dict[tuple[str, float], Candidate] = {}
-        for one in self.candidates:  # the best A_o comes first
-            found.setdefault((one.scheme, one.workers), one)
-        return list(found.values())
+    def frontier(self) -> list[Candidate]:
+        """Candidates that none beats for as little work of the workers, the cheapest first."""
+        found: list[Candidate] = []
+        for one in sorted(self.candidates, key=lambda c: (c.workers, -self._overall(c))):
+            if not found or self._overall(one) > self._overall(found[-1]):
+                found.append(one)
+        return found
+
+    def _overall(self, one: Candidate) -> float:
+        return one.overall[self.unavailable].mean
 
 
 def _with_half(found: Estimate) -> str:

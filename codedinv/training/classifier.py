@@ -66,19 +66,14 @@ def fit_classifier(
     head.to(target)
     taught = teacher_answers(settings.teacher, learnt, outputs) if settings.teacher else None
     lessons = Lessons(learnt, settings, recipe.seed, taught, outputs)
+
+    def evaluate() -> Mapping[str, float]:
+        return {"normal_accuracy": accuracy(backbone, head, test)}
+
+    of: dict[str, Any] = {"backbone": recipe.backbone, "head": {**recipe.head, "outputs": outputs}}
+    of |= {"seed": recipe.seed, "data": learnt.print()}
     training = classifier_training(
-        backbone,
-        head,
-        lessons,
-        settings,
-        title=title,
-        evaluate=lambda: {"normal_accuracy": accuracy(backbone, head, test)},
-        about={
-            "backbone": recipe.backbone,
-            "head": {**recipe.head, "outputs": outputs},
-            "seed": recipe.seed,
-            "data": learnt.print(),
-        },
+        backbone, head, lessons, settings, title=title, evaluate=evaluate, about=of
     )
     state = train(training, out, resume)
     backbone.eval()

@@ -93,6 +93,7 @@ def fit_light(
     torch.save(
         {
             "recipe": recipe.model_dump_json(),
+            "data": learnt.print(),
             "light": light.state_dict(),
             "light_accuracy": state.history[-1]["light_accuracy"],
             "seconds": state.seconds,
@@ -154,13 +155,27 @@ def light_training(
     )
 
 
-def load_light(recipe: Recipe, backbone: Backbone, path: Path) -> nn.Module:
-    """Reads what fit_light left for the same backbone and budget.
+def load_light(
+    recipe: Recipe, backbone: Backbone, path: Path, learnt: LabelledQueries
+) -> nn.Module:
+    """Reads what fit_light left for the same backbone, budget and data.
+
+    Args:
+        recipe, backbone: as for `fit_light`.
+        path: of light.pt.
+        learnt: the training data as they are now.
 
     Raises:
         RuntimeError: the file holds a light model of another width.
+        ValueError: it was trained on other data.
     """
     saved = torch.load(path, weights_only=True, map_location="cpu")
+    was, now = saved.get("data"), learnt.print()
+    if was not in (None, now):  # None: a file of before
+        raise ValueError(
+            f"{path} was trained on other data ({was}) than these ({now}): train into another "
+            "folder by --out, classifier first"
+        )
     light = build_recipe_light(recipe, backbone, len(saved["light"]["linear.bias"]))
     light.load_state_dict(saved["light"])
     return light.eval()

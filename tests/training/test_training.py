@@ -162,8 +162,11 @@ def test_a_light_model_learns_from_the_classifier_within_its_budget(
     saved = torch.load(tmp_path / "light.pt", weights_only=True)
     assert saved["light_accuracy"] > 40, "eight passes over 760 images should beat chance"
     assert float(light.temperature) != 1, "it was calibrated on the held-out images"
-    again = load_light(recipe, backbone, tmp_path / "light.pt")
+    learnt, _ = load_training_queries(recipe, data)
+    again = load_light(recipe, backbone, tmp_path / "light.pt", learnt)
     torch.testing.assert_close(again(x), light(x))
+    with pytest.raises(ValueError, match="was trained on other data"):
+        load_light(recipe, backbone, tmp_path / "light.pt", learnt.mirrored())
 
 
 @pytest.fixture(scope="module")
