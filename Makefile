@@ -42,8 +42,10 @@ chaos: $(STAMP) ## a minute of killed, hung, erring, lying workers, bursts and r
 
 test: test-cpp ## the everyday tests: C++ under sanitizers, then Python
 	$(BIN)/python -m pytest $(EVERYDAY) $(SERVING)
-	$(BIN)/python -m pytest $(EVERYDAY) $(MODELS)
-	$(BIN)/python -m pytest $(EVERYDAY) tests/kernels
+	@mkdir -p build; echo "tests/kernels run beside the next ones; what they say comes after them"
+	@$(BIN)/python -m pytest $(EVERYDAY) tests/kernels > build/test-kernels.log 2>&1 & kernels=$$!; \
+	  $(BIN)/python -m pytest $(EVERYDAY) $(MODELS); models=$$?; \
+	  wait $$kernels; kernels=$$?; cat build/test-kernels.log; [ $$models = 0 ] && [ $$kernels = 0 ]
 
 test-all: test-cpp ## all tests that need no GPU and no other server
 	$(BIN)/python -m pytest -m "not servers and not gpu"

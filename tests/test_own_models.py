@@ -30,8 +30,8 @@ def last_lines(example: str) -> str:
     ("example", "scheme", "queries"),
     [
         ("own_resnet.py", "guided", 200),
-        ("own_vit.py", "uncoded", 200),
-        ("own_tabular.py", "replication", 178),
+        pytest.param("own_vit.py", "uncoded", 200, marks=pytest.mark.slow),
+        pytest.param("own_tabular.py", "replication", 178, marks=pytest.mark.slow),
         ("own_onnx.py", "guided", 200),
     ],
 )

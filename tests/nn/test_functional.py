@@ -138,6 +138,7 @@ print("ran on triton")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_triton_backend_runs_the_kernels_also_for_a_whole_network() -> None:
     """Interpreted, in a process of its own, whatever this one has decided."""
