@@ -288,7 +288,8 @@ class _Watch:
 
     def __init__(self, receive: Receive) -> None:
         task = asyncio.current_task()
-        assert task is not None  # a coroutine is awaited
+        if task is None:
+            raise RuntimeError("expected to run in a task of asyncio, got a bare coroutine")
         self.task = task
         self.is_gone = False
         self._receive = receive

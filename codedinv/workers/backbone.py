@@ -208,12 +208,7 @@ def load_backbone(
     if runtime == "onnx":
         return _load_onnx(Path(folder) / BACKBONE_FILE, place)
     model = _load_model(Path(folder))
-    if place.device == CPU:
-        embed: Backbone = model.embed
-        return embed
-    from codedinv.workers.staging import on_cuda
-
-    return on_cuda(model.modules.backbone, place.device, model.input_shape, place.max_batch)
+    return _torch_part(model.embed, model.modules.backbone, model.input_shape, place)
 
 
 def load_encoder(
@@ -227,13 +222,17 @@ def load_encoder(
     if runtime == "onnx":
         return _load_onnx(Path(folder) / ENCODER_FILE, place)
     model = _load_model(Path(folder))
+    group = (model.code.k, *model.input_shape)
+    return _torch_part(model.encode, model.modules.encoder, group, place)
+
+
+def _torch_part(on_cpu: Backbone, module: Any, shape: tuple[int, ...], place: Place) -> Backbone:
+    """A torch network where it is to run; `shape` is of one thing that it takes."""
     if place.device == CPU:
-        encode: Backbone = model.encode
-        return encode
+        return on_cpu
     from codedinv.workers.staging import on_cuda
 
-    group = (model.code.k, *model.input_shape)
-    return on_cuda(model.modules.encoder, place.device, group, place.max_batch)
+    return on_cuda(module, place.device, shape, place.max_batch)
 
 
 class OnnxBackbone:
