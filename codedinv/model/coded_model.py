@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codedinv.coding import Code, StreamingDecoder
-from codedinv.errors import BundleError
 from codedinv.extras import require
 from codedinv.model import folder as folder_files
+from codedinv.model.agreement import check_code, check_networks
 from codedinv.model.anchors import Anchors, load_anchors
 from codedinv.model.calibration import consistency_file, load_consistency
 from codedinv.model.carried import carried_files
@@ -133,7 +133,7 @@ class CodedModel:
         runtime = choose_runtime(runtime)
         folder = find(name_or_folder)
         manifest, hashes = folder_files.read_verified(folder)
-        _check_code(folder / MANIFEST, manifest)
+        check_code(folder / MANIFEST, manifest)
         anchors = load_anchors(folder / ANCHORS, manifest)
         consistency = load_consistency(folder, manifest)
         if runtime == "torch":
@@ -145,6 +145,7 @@ class CodedModel:
         else:
             files = {name: folder / name for name in manifest.onnx_files()}
             networks, modules = onnx_networks(manifest, files, threads), None
+        check_networks(folder, manifest, anchors, networks)
         model = cls(manifest, anchors, networks, folder, hashes, consistency, trust_factory)
         if modules is not None:
             model.__dict__["modules"] = modules  # what the cached property would load again
@@ -414,17 +415,7 @@ def _completed(
     parts = manifest.architecture
     if scheme is None:
         scheme = "invertible" if parts.encoder else "guided" if parts.light else "uncoded"
-    bounds = _checked_range(input_range)
-    return with_scheme(manifest, scheme, fusion).model_copy(update={"input_range": bounds})
-
-
-def _checked_range(bounds: tuple[float, float] | None) -> tuple[float, float] | None:
-    if bounds is None:
-        return None
-    low, high = (float(bound) for bound in bounds)
-    if not (np.isfinite(low) and np.isfinite(high) and low < high):
-        raise ValueError(f"input_range: expected two finite numbers, least first, got {bounds}")
-    return low, high
+    return with_scheme(manifest, scheme, fusion, input_range)
 
 
 def _like(example: ArrayT, array: NDArray[Any]) -> ArrayT:
@@ -435,16 +426,3 @@ def _like(example: ArrayT, array: NDArray[Any]) -> ArrayT:
     # float64 on the way: torch takes no numpy bfloat16.
     exact = torch.from_numpy(array.astype(np.float64))
     return exact.to(dtype=example.dtype, device=example.device)
-
-
-def _check_code(path: Path, manifest: Manifest) -> None:
-    entry = manifest.code
-    coefficients = np.array(entry.coefficients, dtype=np.float64)
-    if coefficients.shape != (entry.r, entry.k):
-        raise BundleError(
-            f"{path}: expected {entry.r} x {entry.k} code coefficients, got {coefficients.shape}"
-        )
-    try:
-        Code(coefficients)
-    except ValueError as error:
-        raise BundleError(f"{path}: {error}") from error
