@@ -17,7 +17,7 @@ class Anchors:
     """Stored queries that fill the free slots of a partial coding group at no worker's cost.
 
     Attributes:
-        queries: float32 (A, *input), A >= k - 1.
+        queries: float32 (A, *input), at least `least_anchors`.
         embeddings: float32 (A, *embedding), the backbone's results for them.
     """
 

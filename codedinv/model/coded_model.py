@@ -178,7 +178,8 @@ class CodedModel:
                 normalisation becomes plain weights and certificates in the metadata.
             heads: task name (letters, digits, underscores) -> (B, *embedding) -> (B, outputs).
                 `torch.nn.Identity()` where the embedding is the answer.
-            anchors_queries: floats (A, *input), typical queries, A >= k - 1 and A >= 1.
+            anchors_queries: floats (A, *input), typical queries: one to show their shape; k - 1 or
+                more with an encoder, whose partial groups they fill.
             code: the (n, k) code that the encoder was trained for. None: 4 queries and 1 parity.
             encoder: (B, k, *input) -> (B, r, *input); None for a scheme without parities.
             metadata: metrics, provenance, ...; macs, parameters and certificates are added.
@@ -241,8 +242,8 @@ class CodedModel:
             heads: task -> (B, *embedding) -> (B, outputs). None: the backbone's result is the
                 answer, to a task named "output".
             name: of the model; None: the backbone's file name.
-            anchors_queries: floats (A, *input), typical queries, A >= k - 1 and A >= 1. None:
-                zeros, where there is no encoder and the graph says what shape a query has.
+            anchors_queries: as in `from_modules`. None: zeros, where there is no encoder and the
+                graph says what shape a query has.
             code, encoder, light, fusion, metadata, scheme, input_range: as in `from_modules`.
             threads: of each ONNX Runtime session.
 

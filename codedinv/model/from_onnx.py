@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codedinv.coding import Code
-from codedinv.model.anchors import Anchors
+from codedinv.model.anchors import Anchors, least_anchors
 from codedinv.model.manifest import (
     BACKBONE,
     ENCODER,
@@ -50,7 +50,8 @@ def describe_onnx(
     name = _name_of(name, backbone)
     parts = {"backbone": OnnxPart("backbone", backbone, "query", "embedding")}
     shape = parts["backbone"].input_shape
-    queries = _queries(anchors_queries, shape, code, needed=encoder is not None)
+    least = least_anchors(code.k, encoder is not None)
+    queries = _queries(anchors_queries, shape, least, needed=encoder is not None)
     embeddings = parts["backbone"].run(queries)
     tasks, head_parts = _heads(heads, embeddings)
     parts |= head_parts
@@ -114,9 +115,8 @@ def _name_of(name: str | None, backbone: Source) -> str:
 
 
 def _queries(
-    given: Any, shape: tuple[int, ...] | None, code: Code, needed: bool
+    given: Any, shape: tuple[int, ...] | None, least: int, needed: bool
 ) -> NDArray[np.float32]:
-    least = max(code.k - 1, 1)
     if given is None:
         if needed:
             raise ValueError(f"anchors_queries: a model with an encoder needs {least} of them")
