@@ -191,16 +191,17 @@ def multiply_rows(acc, rows, weight, S: tl.constexpr):
 
 @triton.jit
 def branch_products(
-    activated, partial, inner, w1, b1, w2, b2, w3, block, count, first_row, origin, S: tl.constexpr
+    activated, partial, inner, weights, block, count, first_row, origin, S: tl.constexpr
 ):
     """partial <- W3[tap] elu(W2 elu(W1 * a + b1) + b2) of a block, for every pixel of LOCAL rows
     and every tap.
 
     activated: [PARTS, IMAGES, H, W, CP]. partial: [9 C, STRIDE] float32; what is stored for pixels
     outside the image is never read. inner: [PARTS, BLOCK_M, N], used for hidden layers in three
-    parts, which would not fit into registers beside the next weights. w1 to w3: of all blocks.
-    origin: `hidden_zero`.
+    parts, which would not fit into registers beside the next weights. weights: (w1, b1, w2, b2, w3,
+    b3) of all blocks. origin: `hidden_zero`.
     """
+    w1, b1, w2, b2, w3, _ = weights
     w1 += block * (S.PARTS * S.K1 * S.N)
     w2 += block * (S.PARTS * S.N * S.N)
     w3 += block * (S.PARTS * S.N * S.N3)
