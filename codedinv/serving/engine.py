@@ -26,6 +26,7 @@ from codedinv.serving.encoding import EncoderThread
 from codedinv.serving.futures import CallbackThread
 from codedinv.serving.metrics import Metrics, Snapshot
 from codedinv.serving.policy import Policy
+from codedinv.serving.queries import is_finite
 from codedinv.serving.reloads import Reloads
 from codedinv.serving.tracing import Tracing
 from codedinv.serving.versions import CALLERS_ERRORS, Served
@@ -309,7 +310,7 @@ class Engine:
         if not isinstance(embedding, np.ndarray) or embedding.shape != expected:
             got = getattr(embedding, "shape", type(embedding).__name__)
             return f"expected an embedding {expected}, got {got}"
-        return "" if np.isfinite(embedding).all() else "the embedding has NaN or infinite values"
+        return "" if is_finite(embedding) else "the embedding has NaN or infinite values"
 
     def _settle(self, worker: int) -> None:
         self._not_settled.discard(worker)
