@@ -24,7 +24,8 @@ def made(count: int) -> list[PredictionFuture]:
 def test_a_future_that_ended_before_anybody_looked_is_like_any_other() -> None:
     (future,) = made(1)
     future.end(ANSWER)
-    assert future.done() and not future.cancelled()
+    assert future.done()
+    assert not future.cancelled()
     assert not future.cancel()
     assert future.result() is future.result(0) is ANSWER
     assert future.exception() is None
