@@ -119,32 +119,33 @@ class Encoder(nn.Module):
 
     def forward(self, queries: Tensor) -> Tensor:
         """[B, k, *input] -> [B, r, *input]."""
-        batch, k = queries.shape[:2]
-        r = self.coefficients.shape[0]
-        flat = queries.flatten(0, 1)
+        # Only the batch is left open: sizes that the graph had to ask for cost a small call more
+        # than its arithmetic.
+        flat = queries.reshape(-1, *self.config.input_shape)
         x = self._channels_first(flat)
         if self.config.normalised:
             x = (x - self.centre) / self.spread
         if len(self.config.sides) != 2:
             x = _to_patches(x, self.config.patch)
         features = F.elu(self.per_query(x))
-        h = self.project(self._combine(features, batch, k))
+        h = self.project(self._combine(features))
         for block in self.trunk:
             h = h + block(h)
         correction = _from_patches(self.out(F.elu(h)), self.config.patch)
         if self.config.normalised:
             correction = correction * self.spread
-        parity = self._combine(flat, batch, k) + correction.reshape(-1, *queries.shape[2:])
-        return parity.reshape(batch, r, *queries.shape[2:])
+        parity = self._combine(flat) + correction.reshape(-1, *self.config.input_shape)
+        return parity.reshape(-1, len(self.config.coefficients), *self.config.input_shape)
 
     def _channels_first(self, queries: Tensor) -> Tensor:
         """Queries [B, *input] with channels and sides; a vector has one place."""
         return queries if self.config.sides else queries.flatten(1).unsqueeze(2)
 
-    def _combine(self, x: Tensor, batch: int, k: int) -> Tensor:
+    def _combine(self, x: Tensor) -> Tensor:
         """[B k, ...] -> [B r, ...]: the code's rows applied over the queries of each group."""
-        combined = torch.matmul(self.coefficients.to(x.dtype), x.reshape(batch, k, -1))
-        return combined.reshape(-1, *x.shape[1:])
+        each = [int(size) for size in x.shape[1:]]
+        groups = x.reshape(-1, len(self.config.coefficients[0]), math.prod(each))
+        return torch.matmul(self.coefficients.to(x.dtype), groups).reshape(-1, *each)
 
 
 class PatchConv2d(nn.Conv2d):
