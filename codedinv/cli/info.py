@@ -10,7 +10,7 @@ from rich.table import Table
 
 from codedinv.model import CodedModel, bundled_names
 from codedinv.model.folder import file_sizes
-from codedinv.model.manifest import SCHEMA_VERSION
+from codedinv.model.manifest import GROUPED, SCHEMA_VERSION
 
 
 def show_info(name_or_folder: str | None, as_json: bool) -> None:
@@ -83,7 +83,8 @@ def _print_tables(description: dict[str, Any]) -> None:
     if default != scheme:
         scheme += f"; a server takes {default!r} unless told, for {description['objection']}"
     table.add_row("scheme", scheme)
-    table.add_row("code", f"n = {code['n']}, k = {k}, r = {code['r']}")
+    grouped = description["scheme"] in GROUPED
+    table.add_row("code", f"n = {code['n']}, k = {k}, r = {code['r']}" if grouped else "none")
     table.add_row("query", _shape(description["input_shape"]))
     table.add_row("embedding", _shape(description["embedding_shape"]))
     tasks = ", ".join(
