@@ -23,7 +23,6 @@ class EncoderConfig:
         patch: side of the space-to-depth patch the network works on; 1 for vectors.
         input_channels: features made of each query; the only part whose cost grows with k.
         margin: pixels that a feature sees on each side of its patch of an image; None: a patch.
-        refined: the features of a query pass a separable layer before the queries are combined.
         width: channels of the trunk.
         blocks: residual blocks of the trunk.
         separable: the trunk's convolutions are separable, a depthwise one and a 1x1.
@@ -37,7 +36,6 @@ class EncoderConfig:
     patch: int = 4
     input_channels: int = 8
     margin: int | None = None
-    refined: bool = False
     width: int = 32
     blocks: int = 2
     separable: bool = False
@@ -94,8 +92,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         pixels = config.channels * config.patch ** len(config.sides)
-        features, width = config.input_channels, config.width
-        activation = _ACTIVATIONS[config.activation]
+        width, activation = config.width, _ACTIVATIONS[config.activation]
         self.register_buffer("coefficients", torch.tensor(config.coefficients, dtype=torch.float32))
         if config.normalised:
             shape = (config.channels, *[1] * max(1, len(config.sides)))
@@ -103,15 +100,13 @@ class Encoder(nn.Module):
             self.register_buffer("spread", torch.ones(shape))
         self.per_query = self._first_layer(pixels)
         self.activation = activation()
-        if config.refined:
-            self.refine = nn.Sequential(*self._layer(features, separable=True), activation())
-        self.project = self._convolution(features, width, 1)
+        self.project = self._convolution(config.input_channels, width, 1)
         self.trunk = nn.ModuleList(
             nn.Sequential(
                 activation(),
-                *self._layer(width, config.separable),
+                *self._layer(width),
                 activation(),
-                *self._layer(width, config.separable),
+                *self._layer(width),
             )
             for _ in range(config.blocks)
         )
@@ -142,8 +137,6 @@ class Encoder(nn.Module):
         if len(self.config.sides) != 2:
             x = _to_patches(x, self.config.patch)
         features = self.activation(self.per_query(x))
-        if self.config.refined:
-            features = self.refine(features)
         h = self.project(self._combine(features))
         for block in self.trunk:
             h = h + block(h)
@@ -165,9 +158,9 @@ class Encoder(nn.Module):
             config.channels, config.input_channels, side, config.patch, padding=config.margin
         )
 
-    def _layer(self, width: int, separable: bool) -> list[nn.Module]:
-        """A convolution of `width` channels, or the two of a separable one."""
-        if not separable:
+    def _layer(self, width: int) -> list[nn.Module]:
+        """A convolution of the trunk, or the two of a separable one."""
+        if not self.config.separable:
             return [self._convolution(width, width)]
         return [
             self._convolution(width, width, groups=width),

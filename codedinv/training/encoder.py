@@ -45,7 +45,6 @@ def build_recipe_encoder(recipe: Recipe, backbone: Backbone) -> Encoder:
             patch=settings.patch,
             input_channels=settings.input_channels,
             margin=settings.margin,
-            refined=settings.refined,
             width=settings.width,
             blocks=settings.blocks,
             separable=settings.separable,

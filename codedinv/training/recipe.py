@@ -78,7 +78,7 @@ class EncoderRecipe(_Section):
 
     Attributes:
         k, r: the code; r = 1 is Code.uniform(k), r > 1 Code.mds(k, r).
-        patch, input_channels, margin, refined, width, blocks, separable, activation: see
+        patch, input_channels, margin, width, blocks, separable, activation: see
             nn.encoder.EncoderConfig.
         steps, groups_per_step: each step draws this many fresh groups of k training queries.
         alike: share of the groups whose queries have one class by the light model (by the labels
@@ -94,7 +94,6 @@ class EncoderRecipe(_Section):
     patch: int = Field(4, gt=0)
     input_channels: int = Field(8, gt=0)
     margin: int | None = Field(None, ge=0)
-    refined: bool = False
     width: int = Field(32, gt=0)
     blocks: int = Field(2, ge=0)
     separable: bool = False

@@ -80,10 +80,10 @@ def test_bundled_recipes_pass(name: str) -> None:
 
 
 def test_an_encoder_is_built_as_its_recipe_says(tmp_path: Path) -> None:
-    said = '[encoder]\nmargin = 2\nrefined = true\nseparable = true\nactivation = "silu"'
+    said = '[encoder]\nmargin = 2\nseparable = true\nactivation = "silu"'
     recipe = loaded(tmp_path, ("[encoder]", said))
     config = build_recipe_encoder(recipe, build_classifier(recipe)[0]).config
-    for name in ("input_channels", "margin", "refined", "width", "separable", "activation"):
+    for name in ("input_channels", "margin", "width", "separable", "activation"):
         assert getattr(config, name) == getattr(recipe.encoder, name), name
     with pytest.raises(ValueError, match=r"encoder.activation: expected .*'elu' or 'silu'"):
         loaded(tmp_path, ("[encoder]", '[encoder]\nactivation = "relu"'))
