@@ -25,7 +25,8 @@ def page(text: str, folder: Path = TRACKED) -> str:
         ValueError: the page has no place for a table, or a receipt is missing.
     """
     tables_of = {
-        "frontend": frontend, "batches": batches, "encoder": encoder, "transport": transport
+        "frontend": frontend, "batches": batches, "encoder": encoder,
+        "formulations": formulations, "transport": transport,
     }  # fmt: skip
     for name, write in tables_of.items():
         paths = sorted(folder.glob(f"{name}-*.json"))
@@ -91,6 +92,24 @@ def encoder(receipt: dict[str, Any]) -> str:
             f"| {last['head_over_backbone']:.1%} |"
         )
     lines += [f"\nNot measured: {what}: {why}" for what, why in receipt["not_measured"].items()]
+    return "\n".join(lines)
+
+
+def formulations(receipt: dict[str, Any]) -> str:
+    """Encoders of other layers: time and multiply-accumulates over the backbone's."""
+    names = list(dict.fromkeys(row["encoder"] for row in receipt["rows"]))
+    of = {(row["encoder"], row["k"]): row for row in receipt["rows"]}
+    ks = sorted({row["k"] for row in receipt["rows"]})
+    lines = [
+        "| encoder | " + " | ".join(f"k = {k}: time | MACs" for k in ks) + " |",
+        "|---|" + "---|---|" * len(ks),
+    ]
+    for name in names:
+        cells = [
+            f"{of[name, k]['encoder_over_backbone']:.1%} | {of[name, k]['macs_over_backbone']:.1%}"
+            for k in ks
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
