@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from codedinv.cli import main
+from codedinv.experiments.intervals import few_examples
 from codedinv.model import CodedModel
 
 Shown = Callable[..., str]
@@ -67,3 +68,11 @@ def test_a_scheme_with_groups_says_how_many_of_which_are_lost(
     for words in ("1 of 4 lost, each in turn", "whole group", "(n, k) = (5, 4), 3 groupings"):
         assert words in report
     assert "n = 5, k = 4, r = 1" in shown("info", folder)
+
+
+def test_figures_of_few_examples_say_how_little_they_are_worth(
+    bundle_for: Callable[[str], Path], idx_folder: Path, shown: Shown
+) -> None:
+    few = shown("evaluate", "-m", bundle_for("uncoded"), "--data", idx_folder)
+    assert "Only 60 test examples: an accuracy is known to ±13 points at worst" in few
+    assert few_examples(400) is None

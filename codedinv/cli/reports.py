@@ -19,6 +19,7 @@ from codedinv.experiments.controls import (
     price_of,
     retained_gain,
 )
+from codedinv.experiments.intervals import few_examples
 from codedinv.model import CodedModel
 from codedinv.model.manifest import GROUPED
 
@@ -184,6 +185,8 @@ def _caption(report: dict[str, Any]) -> str:
     lines = [
         "A_d: against the true labels. Agreement is with the exact answer, right or wrong.",
     ]
+    if (warning := few_examples(report["images"])) is not None:
+        lines.insert(0, warning)
     if scheme == "replication":
         lines.append("Replication: a lost query is answered by its other copy.")
     if scheme == "uncoded" and worth is not None:

@@ -21,7 +21,7 @@ from codedinv.experiments.receipts import circumstances
 from codedinv.fitting.candidates import Candidate, Measured, coded, guided, without_code
 from codedinv.fitting.choose import choose
 from codedinv.fitting.report import Report
-from codedinv.fitting.settings import Settings
+from codedinv.fitting.settings import Settings, percent
 from codedinv.fitting.stages import fit_encoder, fit_light
 from codedinv.fitting.subject import Subject, anchors_of
 from codedinv.model import CodedModel
@@ -76,20 +76,8 @@ class Course:
         return self._finished(models, report, light), report
 
     def _light(self) -> nn.Module:
-        stages = 1 + len(self.settings.ks)
-        title = f"light model (1 of {stages})"
-        try:
-            return fit_light(
-                self.subject, self.settings, self.work / "light", title, self.resume, self.console
-            )
-        except ValueError as error:
-            if not str(error).startswith("budget:"):
-                raise
-            raise ValueError(
-                f"{error}. The backbone takes {self.subject.work:,} in all: it is too light for "
-                "anything lighter to stand in for it. Do not code: send twice (scheme "
-                "'replication'), or give a larger budget"
-            ) from None
+        title, out = f"light model (1 of {1 + len(self.settings.ks)})", self.work / "light"
+        return fit_light(self.subject, self.settings, out, title, self.resume, self.console)
 
     def _models_of(self, k: int, light: nn.Module, omitted: dict[str, str]) -> Iterator[CodedModel]:
         """The guided and the coded model of groups of k."""
@@ -114,10 +102,11 @@ class Course:
             return
         alone = self._model("invertible", k, light, encoder)
         macs = alone.metadata["macs"]
-        if macs["encoder"] > self.settings.budget * macs["backbone"]:
+        share = macs["encoder"] / macs["backbone"]
+        if share > self.settings.budget:
             omitted[f"code, k = {k}"] = (
-                f"its encoder takes {macs['encoder'] / macs['backbone']:.0%} of a backbone call, "
-                f"the budget is {self.settings.budget:.0%}; only workers can encode"
+                f"its encoder takes {percent(share)} of a backbone call, "
+                f"the budget is {percent(self.settings.budget)}; only workers can encode"
             )
         held_out = self.subject.held_out
         fusion = fit_fusion(
