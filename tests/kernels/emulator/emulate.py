@@ -57,6 +57,21 @@ def library(layout: Layout, dtype: torch.dtype) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
+def launch(
+    kernel: str,
+    layout: Layout,
+    dtype: torch.dtype,
+    arguments: on_chip_launch.Arguments,
+    clusters: int,
+    seed: int = 0,
+) -> None:
+    """Runs kernel "forward" or "inversion". seed: of the order in which warps run."""
+    stuck = library(layout, dtype).launch(
+        f"{kernel}_kernel".encode(), ctypes.byref(arguments), clusters, seed
+    )
+    assert not stuck, "threads wait for each other forever"
+
+
 class Emulated:
     """Blocks on an emulated card. seed: of the order in which its warps run."""
 
@@ -87,7 +102,4 @@ class Emulated:
 
     def _launch(self, kernel: str, arguments: on_chip_launch.Arguments) -> None:
         clusters = -(-arguments.batch // self.layout.images)
-        stuck = library(self.layout, self.dtype).launch(
-            f"{kernel}_kernel".encode(), ctypes.byref(arguments), clusters, self.seed
-        )
-        assert not stuck, "threads wait for each other forever"
+        launch(kernel, self.layout, self.dtype, arguments, clusters, self.seed)
