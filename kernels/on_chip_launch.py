@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .launch import pixel_strides
+from .shapes import pixel_strides
 
 
 class _Strides(ctypes.Structure):

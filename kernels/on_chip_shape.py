@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from .shapes import Stage
 
 # What mma.m16n8k16 takes.
@@ -80,6 +82,22 @@ class Layout:
         return _round_up(9 * self.own, TILE_N)
 
     @property
+    def inner_tiles(self) -> int:
+        """Tiles of hidden channels that a block of threads computes."""
+        return self.inner // self.splits // TILE_N
+
+    @property
+    def pixels(self) -> int:
+        """Pixels whose products a block of threads computes: with a row more on each side of a
+        band."""
+        return self.images * (self.rows + (2 if self.bands > 1 else 0)) * self.stage.width
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of these pixels."""
+        return _round_up(-(-self.pixels // TILE_M), self.tall)
+
+    @property
     def shared_weight_bytes(self) -> int:
         """Weights of a block of layers that a block of threads keeps in shared memory."""
         inner = self.inner // self.splits
@@ -98,16 +116,25 @@ class Layout:
         pitch = self.depth + (8 if self.depth >= TILE_K else 0)
         area = (self.rows + 2 * reach) * (stage.width + 2)
         active = _round_up(self.images * area * pitch, 8) * (2 if many else 1)
-        pixels = self.images * (self.rows + (2 if many else 0)) * stage.width
-        tiles = _round_up(-(-pixels // TILE_M), self.tall)
-        layers = 2 * tiles * TILE_M * (self.inner + 8) if self.splits > 1 else 0
+        layers = 2 * self.tiles * TILE_M * (self.inner + 8) if self.splits > 1 else 0
         columns = 9 * self.own
-        products = _round_up(4 * pixels * (columns | 1 if self.own % 2 else columns), 16)
+        products = _round_up(4 * self.pixels * (columns | 1 if self.own % 2 else columns), 16)
         state = 4 * _round_up(self.images * self.rows * stage.width * self.own, 4)
         forward = self.shared_weight_bytes + 2 * active + 2 * layers + products + state
         if kernel == "forward":
             return forward
         return forward + state + 16 * self.images * self.cluster * self.warps
+
+    def defines(self, dtype: torch.dtype) -> tuple[str, ...]:
+        """Compiler options that say this to shape.cuh. dtype: bfloat16 or float16."""
+        stage = self.stage
+        numbers = {
+            "BF16": int(dtype == torch.bfloat16), "CHANNELS": stage.channels,
+            "HEIGHT": stage.height, "WIDTH": stage.width, "HIDDEN": stage.hidden,
+            "IMAGES": self.images, "BANDS": self.bands, "SPLITS": self.splits,
+            "WARPS": self.warps, "TALL": self.tall,
+        }  # fmt: skip
+        return tuple(f"-D{name}={number}" for name, number in numbers.items())
 
     def unfit(self) -> str | None:
         """Why shape.cuh would refuse this; None if it would not."""

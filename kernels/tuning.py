@@ -204,6 +204,11 @@ def measured_entry(card: Card, kernel: str, stage: Stage, dtype: torch.dtype) ->
     return dict(_measured().get(card.name, {}).get(key, {}))
 
 
+def measured_on_chip(card: Card) -> bool:
+    """Whether anything was measured on a card of the kernels of cuda/."""
+    return any(key.startswith("on_chip ") for key in _measured().get(card.name, {}))
+
+
 def stage_tuning(
     kernel: str, stage: Stage, dtype: torch.dtype, batch: int, card: Card
 ) -> StageTuning:

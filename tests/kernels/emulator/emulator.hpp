@@ -13,8 +13,12 @@
 #define __launch_bounds__(...)
 #define __cluster_dims__(...)
 
-// Code that reads what other lanes hold in registers, which are no memory to the sanitizer.
+// Code of the emulator's own, whose memory is no memory of the kernel's to the sanitizer.
+#if defined(__SANITIZE_THREAD__)
 #define UNSEEN __attribute__((no_sanitize("thread"), noinline))
+#else
+#define UNSEEN
+#endif
 
 namespace emulator {
 
@@ -62,12 +66,12 @@ inline float number(std::uint32_t word) {
 
 }  // namespace emulator
 
-inline int thread() { return emulator::current->index; }
-inline int lane() { return thread() % 32; }
-inline int warp() { return thread() / 32; }
-inline int cluster() { return emulator::current->cluster; }
-inline int cluster_rank() { return emulator::current->rank; }
-inline char* shared_memory() { return emulator::current->shared; }
+UNSEEN inline int thread() { return emulator::current->index; }
+UNSEEN inline int lane() { return thread() % 32; }
+UNSEEN inline int warp() { return thread() / 32; }
+UNSEEN inline int cluster() { return emulator::current->cluster; }
+UNSEEN inline int cluster_rank() { return emulator::current->rank; }
+UNSEEN inline char* shared_memory() { return emulator::current->shared; }
 
 inline unsigned short narrow(float value) {
 #if BF16
@@ -96,12 +100,17 @@ inline unsigned pack(float low, float high) {
 inline float power_of_two(float x) { return std::exp2(x); }
 inline float infinity() { return emulator::number(0x7f800000); }
 
-inline void meet_block() { emulator::meet(*emulator::current->block, true, nullptr); }
-inline void meet_cluster() { emulator::meet(*emulator::current->all, true, nullptr); }
+// FORGETFUL: a block never meets, so that a test can see that the sanitizer sees it.
+UNSEEN inline void meet_block() {
+#ifndef FORGETFUL
+  emulator::meet(*emulator::current->block, true, nullptr);
+#endif
+}
+UNSEEN inline void meet_cluster() { emulator::meet(*emulator::current->all, true, nullptr); }
 
 template <typename T>
 inline void store_at(int rank, T* pointer, T value) {
-  const auto place = reinterpret_cast<char*>(pointer) - emulator::current->shared;
+  const auto place = reinterpret_cast<char*>(pointer) - shared_memory();
   *reinterpret_cast<T*>(emulator::shared_of_rank[rank] + place) = value;
 }
 
