@@ -219,7 +219,7 @@ class Engine:
             self._handle(ev.Stalled(now, now - self._seen - self._waited))
         for message in messages:
             self._handle(self._event(message, now))
-        for item in self._sorted(list(self.admission.next())):
+        for item in self._sorted(self.admission.next()):
             self._take(item, now)
         if self._timer_at is not None and self._timer_at <= now:
             # What lies in the sockets comes first: it may be what the alarm is about.
@@ -242,8 +242,10 @@ class Engine:
     def _sorted(self, items: list[Any]) -> list[Any]:
         """The same items; queries among them with bucket and doubt, where the scheme wants that."""
         sort = self._served[self._core.rollout.target].sort
+        if sort is None:
+            return items
         places = [i for i, item in enumerate(items) if isinstance(item, ev.Submitted)]
-        if sort is None or not places:
+        if not places:
             return items
         try:
             found = sort(np.stack([items[i].payload for i in places]))
@@ -284,21 +286,23 @@ class Engine:
                 self._handle(self._replies.popleft())
 
     def _do_all(self, actions: list[act.Action]) -> None:
-        tracing = self._tracing
+        do, tracing = self._do, self._tracing
         for action in actions:
-            if tracing is not None:
-                tracing.before(action)
-            self._do[type(action)](action)
-            if tracing is not None:
-                tracing.after(action)
+            if tracing is None:
+                do[type(action)](action)
+                continue
+            tracing.before(action)
+            do[type(action)](action)
+            tracing.after(action)
 
     def _event(self, message: Message, now: float) -> ev.Event:
-        match message:
-            case Result(worker, generation, task, embedding):
-                flaw = self._flaw(worker, embedding)
-                if flaw:
-                    return self._event(TaskError(worker, generation, task, flaw), now)
+        if isinstance(message, Result):
+            worker, generation, task, embedding = message
+            flaw = self._flaw(worker, embedding)
+            if not flaw:
                 return ev.ResultArrived(now, worker, generation, task, embedding)
+            message = TaskError(worker, generation, task, flaw)
+        match message:
             case TaskError(worker, generation, task, reason):
                 self._metrics.last_error = f"worker {worker}: {reason}"
                 return ev.TaskFailed(now, worker, generation, task, reason)
