@@ -134,7 +134,7 @@ def _headed(receipt: dict[str, Any], table: str) -> str:
     return (
         f"{receipt['device']}, {machine['cores']} cores, load {machine['load_1min']:.0f} at the "
         f"end, commit {receipt['commit'][:12]}, {receipt['date']}:\n\n{table}\n\n{verdicts}"
-    )
+    ).rstrip()
 
 
 def _replaced(text: str, name: str, table: str) -> str:
