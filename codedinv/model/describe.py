@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from codedinv.coding import Code
 from codedinv.model.anchors import Anchors, least_anchors
 from codedinv.model.architecture import Given, check_given, check_rebuilds, entry_of
-from codedinv.model.manifest import Architecture, CodeEntry, Manifest, by_part
+from codedinv.model.manifest import Manifest, by_part, manifest_of
 from codedinv.model.modules import TorchModules
 from codedinv.model.names import check_name, check_task
 from codedinv.nn.macs import macs
@@ -58,25 +57,13 @@ def describe(
     parts = modules.parts()
     inputs = {part: examples.get(part, embeddings[:1]) for part in parts}
     entries = {part: entry_of(part, module, architecture) for part, module in parts.items()}
-    manifest = Manifest(
-        name=name,
-        code=CodeEntry(k=code.k, r=code.r, coefficients=np.asarray(code.coefficients).tolist()),
-        input_shape=tuple(queries.shape[1:]),
-        embedding_shape=tuple(embeddings.shape[1:]),
-        tasks=tasks,
-        architecture=Architecture(
-            backbone=entries["backbone"],
-            encoder=entries.get("encoder"),
-            heads={task: entries[f"head.{task}"] for task in tasks},
-            light=entries.get("light"),
-        ),
-        metadata={
-            **metadata,
-            "macs": by_part({part: macs(parts[part], inputs[part]) for part in parts}),
-            "parameters": by_part({part: _parameters(module) for part, module in parts.items()}),
-            "certificates": modules.certificates,
-        },
-    )
+    found = {
+        "macs": by_part({part: macs(parts[part], inputs[part]) for part in parts}),
+        "parameters": by_part({part: _parameters(module) for part, module in parts.items()}),
+        "certificates": modules.certificates,
+    }
+    shapes = queries.shape[1:], embeddings.shape[1:]
+    manifest = manifest_of(name, code, *shapes, tasks, entries, {**metadata, **found})
     check_given(architecture, manifest)
     for part, module in parts.items():
         check_rebuilds(part, entries[part], module, inputs[part])

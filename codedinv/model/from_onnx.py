@@ -14,14 +14,12 @@ from codedinv.model.anchors import Anchors, least_anchors
 from codedinv.model.manifest import (
     BACKBONE,
     ENCODER,
-    IDENTITY,
     LIGHT,
     ONNX,
-    Architecture,
-    CodeEntry,
     Manifest,
     by_part,
     head_file,
+    manifest_of,
 )
 from codedinv.model.names import check_name, check_task
 from codedinv.model.onnx_files import OnnxPart, Source, need_onnx
@@ -59,27 +57,15 @@ def describe_onnx(
         parts["encoder"] = _encoder(encoder, queries, code)
     if light is not None:
         parts["light"] = _light(light, queries, tasks)
-    kinds = {part: {"kind": ONNX} for part in parts}
     no_work = {f"head.{task}": 0 for task in tasks}
-    manifest = Manifest(
-        name=name,
-        code=CodeEntry(k=code.k, r=code.r, coefficients=np.asarray(code.coefficients).tolist()),
-        input_shape=tuple(queries.shape[1:]),
-        embedding_shape=tuple(embeddings.shape[1:]),
-        tasks=tasks,
-        architecture=Architecture(
-            backbone=kinds["backbone"],
-            encoder=kinds.get("encoder"),
-            heads={task: kinds.get(f"head.{task}", {"kind": IDENTITY}) for task in tasks},
-            light=kinds.get("light"),
-        ),
-        metadata={
-            **metadata,
-            "macs": by_part(no_work | {name: part.macs for name, part in parts.items()}),
-            "parameters": by_part(no_work | {n: part.parameters for n, part in parts.items()}),
-            "certificates": None,
-        },
-    )
+    found = {
+        "macs": by_part(no_work | {name: part.macs for name, part in parts.items()}),
+        "parameters": by_part(no_work | {n: part.parameters for n, part in parts.items()}),
+        "certificates": None,
+    }
+    entries = {part: {"kind": ONNX} for part in parts}
+    shapes = queries.shape[1:], embeddings.shape[1:]
+    manifest = manifest_of(name, code, *shapes, tasks, entries, {**metadata, **found})
     contents = {_file_of(name): part.content for name, part in parts.items()}
     return manifest, Anchors(queries, embeddings), contents
 

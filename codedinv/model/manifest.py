@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from codedinv.coding import Code
 
 SCHEMA_VERSION = 1
 FORMAT = "codedinv-bundle"
@@ -125,6 +128,39 @@ class Manifest(_Strict):
     def is_identity(self, task: str) -> bool:
         """Is the embedding itself the answer to this task?"""
         return self.architecture.heads.get(task, {}).get("kind") == IDENTITY
+
+
+def manifest_of(
+    name: str,
+    code: Code,
+    input_shape: Sequence[int],
+    embedding_shape: Sequence[int],
+    tasks: Mapping[str, int],
+    entries: Mapping[str, dict[str, Any]],
+    metadata: Mapping[str, Any],
+) -> Manifest:
+    """The manifest of a model whose parts have been looked at.
+
+    Args:
+        entries: of `Architecture`, by part as in `Architecture.parts`. A head without one is the
+            identity.
+        name, code, input_shape, embedding_shape, tasks, metadata: as in `Manifest`.
+    """
+    identity = {"kind": IDENTITY}
+    return Manifest(
+        name=name,
+        code=CodeEntry(k=code.k, r=code.r, coefficients=code.coefficients.tolist()),
+        input_shape=tuple(input_shape),
+        embedding_shape=tuple(embedding_shape),
+        tasks=dict(tasks),
+        architecture=Architecture(
+            backbone=entries["backbone"],
+            encoder=entries.get("encoder"),
+            heads={task: entries.get(f"head.{task}", identity) for task in tasks},
+            light=entries.get("light"),
+        ),
+        metadata=dict(metadata),
+    )
 
 
 ENCODED = ("invertible", "worker-encoded")  # these need an encoder; "guided" needs a light model
