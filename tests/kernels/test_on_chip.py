@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import random
+import shutil
+import subprocess
 
 import pytest
 import torch
@@ -213,3 +215,37 @@ def test_images_of_any_size_converge(scale: float) -> None:
     expected = reference.invert(y.double(), exact, 1e-6, 100)[0]
     assert bool((residual <= 1e-3).all())
     assert relative_error(found, expected) < ERROR_LIMIT[BF16]
+
+
+def sanitized(layout: Layout, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Both kernels on random weights, watched."""
+    program = emulate.build(layout, LAYOUTS[layout], "sanitized.cpp", ("-O1", "-g", *flags))
+    # ThreadSanitizer does not find its place where addresses are too random.
+    unrandom = ["setarch", "-R"] if shutil.which("setarch") else []
+    return subprocess.run([*unrandom, str(program)], capture_output=True, text=True, check=False)
+
+
+def watched(*everyday: Layout) -> list[object]:
+    """All layouts, those that are not named marked as slow."""
+    return [
+        layout if layout in everyday else pytest.param(layout, marks=pytest.mark.slow)
+        for layout in LAYOUTS
+    ]
+
+
+@pytest.mark.parametrize("layout", watched(BANDED, SPLIT), ids=str)
+def test_threads_meet_between_a_store_and_anothers_load(layout: Layout) -> None:
+    found = sanitized(layout, "-fsanitize=thread")
+    assert found.returncode == 0, found.stdout + found.stderr[:4000]
+
+
+@pytest.mark.parametrize("layout", watched(SEVERAL, SPLIT), ids=str)
+def test_no_access_is_out_of_bounds_or_misaligned(layout: Layout) -> None:
+    found = sanitized(layout, "-fsanitize=address,alignment", "-fno-sanitize-recover")
+    assert found.returncode == 0, found.stdout + found.stderr[:4000]
+
+
+def test_the_sanitizer_sees_a_meeting_that_is_left_out() -> None:
+    found = sanitized(ALONE, "-fsanitize=thread", "-DFORGETFUL")
+    assert "data race" in found.stderr
+    assert "branch_at" in found.stderr
