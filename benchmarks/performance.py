@@ -25,7 +25,8 @@ def page(text: str, folder: Path = TRACKED) -> str:
         ValueError: the page has no place for a table, or a receipt is missing.
     """
     tables_of = {
-        "frontend": frontend, "batches": batches, "encoder": encoder, "transport": transport
+        "frontend": frontend, "batches": batches, "encoder": encoder,
+        "formulations": formulations, "transport": transport,
     }  # fmt: skip
     for name, write in tables_of.items():
         paths = sorted(folder.glob(f"{name}-*.json"))
@@ -94,6 +95,24 @@ def encoder(receipt: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def formulations(receipt: dict[str, Any]) -> str:
+    """Encoders of other layers: time and multiply-accumulates over the backbone's."""
+    names = list(dict.fromkeys(row["encoder"] for row in receipt["rows"]))
+    of = {(row["encoder"], row["k"]): row for row in receipt["rows"]}
+    ks = sorted({row["k"] for row in receipt["rows"]})
+    lines = [
+        "| encoder | " + " | ".join(f"k = {k}: time | MACs" for k in ks) + " |",
+        "|---|" + "---|---|" * len(ks),
+    ]
+    for name in names:
+        cells = [
+            f"{of[name, k]['encoder_over_backbone']:.1%} | {of[name, k]['macs_over_backbone']:.1%}"
+            for k in ks
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def transport(receipt: dict[str, Any]) -> str:
     """A round trip over a pipe's."""
     lines = ["| float32 values | median | p99 |", "|---|---|---|"]
@@ -115,7 +134,7 @@ def _headed(receipt: dict[str, Any], table: str) -> str:
     return (
         f"{receipt['device']}, {machine['cores']} cores, load {machine['load_1min']:.0f} at the "
         f"end, commit {receipt['commit'][:12]}, {receipt['date']}:\n\n{table}\n\n{verdicts}"
-    )
+    ).rstrip()
 
 
 def _replaced(text: str, name: str, table: str) -> str:

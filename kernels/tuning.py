@@ -121,6 +121,10 @@ RULES = (
     Rule({"block_m": 64, "block_k": 64, "block_n": 64, "num_warps": 4, "num_stages": 2}, "default"),
     Rule({"num_warps": 8}, "a tile's hidden layer fits the registers", wide=True),
     Rule({"block_m": 128}, "wgmma takes 64 rows from each 4 warps", cores="wgmma", wide=True),
+    Rule({"block_m": 64}, "one image of a wide stage has 64 pixels at most",
+         cores="wgmma", wide=True, few=True),
+    Rule({"num_warps": 4, "block_k": 32}, "8 warps or wider tiles spill 8 to 56 bytes of it",
+         cores="wgmma", exact=False, wide=True, few=True),
     Rule({"block_k": 32}, "tensor memory", cores="tcgen05", wide=True),
     Rule({"block_k": 32, "block_n": 32}, "three parts of each operand", exact=True),
     Rule({"block_k": 16}, "", exact=True, wide=True),
@@ -198,6 +202,11 @@ def measured_entry(card: Card, kernel: str, stage: Stage, dtype: torch.dtype) ->
     """What was measured of a kernel on a card, {} where nothing was."""
     key = f"{kernel} {stage} {str(dtype).removeprefix('torch.')}"
     return dict(_measured().get(card.name, {}).get(key, {}))
+
+
+def measured_on_chip(card: Card) -> bool:
+    """Whether anything was measured on a card of the kernels of cuda/."""
+    return any(key.startswith("on_chip ") for key in _measured().get(card.name, {}))
 
 
 def stage_tuning(

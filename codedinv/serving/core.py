@@ -148,10 +148,12 @@ class Core:
     def take(self, event: ev.Event) -> list[act.Action]:
         """The first half of `handle`: what follows from the event itself. `conclude` must come
         before the loop waits again; until then no task is sent and no timer set."""
-        self.now = max(self.now, event.time)
+        if event.time > self.now:
+            self.now = event.time
         self._out = []
         self._on_event[type(event)](event)
-        self.rollout.advance()
+        if self.rollout.old is not None or self.rollout.waiting:
+            self.rollout.advance()
         return self._out
 
     def conclude(self) -> list[act.Action]:
@@ -179,9 +181,10 @@ class Core:
 
     def lanes(self, version: int) -> Lanes:
         """The waiting tasks of a version."""
-        if version not in self._lanes:
-            self._lanes[version] = Lanes()
-        return self._lanes[version]
+        lanes = self._lanes.get(version)
+        if lanes is None:
+            lanes = self._lanes[version] = Lanes()
+        return lanes
 
     def waiting(self) -> int:
         """How many tasks wait, of all versions."""
@@ -214,7 +217,8 @@ class Core:
             left = max(0.0, query.deadline - self.now)
             margin = min(self.policy.deadline_margin_s, left / 4)
             query.alarm = self.timers.set(query.deadline - margin, "last_call", query)
-            self._hurry(group, query.deadline, left)
+            if group.alarm is not None:
+                self._hurry(group, query.deadline, left)
         self._enqueue(group, query.slot, "first")
         if group.is_full():
             self._close_group(group)
@@ -231,8 +235,6 @@ class Core:
 
     def _hurry(self, group: Group, deadline: float, left: float) -> None:
         """Closes the group in time for its parities to help a member with this deadline."""
-        if group.alarm is None:
-            return
         round_trip = 2 * self._usual_service() if self.service.count else left / 2
         latest = max(self.now, deadline - self.policy.deadline_margin_s - round_trip)
         if latest < group.closes_at:
@@ -268,14 +270,16 @@ class Core:
         for slot in range(len(group.queries), k):
             group.states[slot] = SlotState.ARRIVED
         group.arrived += anchors
-        self.counts["groups_partial"] += anchors > 0
+        if anchors:
+            self.counts["groups_partial"] += 1
         if n > k:
             if group.unanswered or self._is_checked(group):
                 group.states[k:] = [SlotState.PLANNED] * (n - k)
                 self._planned.append(group)
             else:
                 self.counts["groups_not_encoded"] += 1
-        self._settle(group)
+        if n > 1:  # else nothing follows: it was opened, and closes, with one query that waits
+            self._settle(group)
 
     def _is_checked(self, group: Group) -> bool:
         """Are its parities wanted although nobody waits for them?"""
@@ -352,22 +356,24 @@ class Core:
         if group.states[slot] is not SlotState.SENT:
             self._set_state(group, slot, SlotState.WAITING)
         lanes = self.lanes(group.version)
-        if role == "retry":
+        if role == "first" and slot < group.plan.k:
+            lanes.add(attempt, DATA)
+        elif role == "retry":
             self.counts["retries"] += 1
             lanes.add(attempt, URGENT, first=True)
         elif role == "hedge":
             # In a burst it goes before younger queries, in an overload it does not compete.
             lanes.add(attempt, URGENT if lanes.count(DATA) <= self.fleet.size else HEDGE)
-        elif slot < group.plan.k:
-            lanes.add(attempt, DATA)
         else:
             lanes.add(attempt, URGENT if group.lost_queries() else PARITY)
 
     def _set_state(self, group: Group, slot: int, state: SlotState) -> None:
-        if group.waits_for(slot):
-            self.queued += state is SlotState.WAITING
-            self.queued -= group.states[slot] is SlotState.WAITING
-        group.states[slot] = state
+        states = group.states
+        was = states[slot]
+        if was is not state:
+            if SlotState.WAITING in (was, state) and group.waits_for(slot):
+                self.queued += 1 if state is SlotState.WAITING else -1
+            states[slot] = state
 
     def _withdraw(self, attempt: Attempt) -> None:
         """Gives up an attempt that waits for a worker."""
@@ -384,7 +390,8 @@ class Core:
         group, slot = attempt.group, attempt.slot
         left = group.attempts[slot]
         left.remove(attempt)
-        self.timers.cancel(attempt.alarm)
+        if attempt.alarm is not None:
+            self.timers.cancel(attempt.alarm)
         if group.states[slot] is SlotState.ARRIVED:
             return
         if not left:
@@ -456,11 +463,13 @@ class Core:
             self.counts["hedges"] += 1
         else:
             group.sends[slot] += 1
-        self.counts["parity_queries"] += slot >= group.plan.k
-        if attempt.role == "first" and slot < group.plan.k:
-            self.hedging.query_sent()
+        if slot >= group.plan.k:
+            self.counts["parity_queries"] += 1
+        elif attempt.role == "first":
             self.queue_wait.record(self.now - group.queries[slot].since)
-            self._plan_hedge(attempt)
+            if self.policy.hedge_after is not None:
+                self.hedging.query_sent()
+                self._plan_hedge(attempt)
         return group.plan.models[slot], group.payloads[slot]
 
     def _plan_hedge(self, attempt: Attempt) -> None:
@@ -500,7 +509,7 @@ class Core:
         left = deadline - self.now
         if left <= 0:
             return True
-        if self.service.count < _FEWEST_TIMES:
+        if self.service.count < _FEWEST_TIMES or left >= self.service.quantile(0.9):
             return False
         # Those that came in the same turn do not wait for each other while there is room for all.
         waiting = lanes.count(URGENT) + lanes.count(DATA)
@@ -549,7 +558,8 @@ class Core:
         # A stall of this process is no worker's: by such times every query would look hopeless.
         took = self.crew.attended - task.sent_at
         self.service.add(took)
-        self.pace.measured(worker, took)
+        if self.policy.hedge_after is not None:
+            self.pace.measured(worker, took)
         self.quarantine.succeeded(worker, task)
         self._absorb(task, worker, event.result)
         self._settle(task.group)
@@ -570,7 +580,8 @@ class Core:
         query = group.queries[slot] if slot < len(group.queries) else group.copies.get(slot)
         if query is not None and not query.done:
             is_second = attempt.role == "hedge" or slot in group.copies
-            self.counts["hedge_wins"] += is_second
+            if is_second:
+                self.counts["hedge_wins"] += 1
             self._resolve(query, "hedged" if is_second else "exact", result)
             return
         if group.unanswered == 0 or slot < group.plan.k:
@@ -590,6 +601,8 @@ class Core:
 
     def _call_off(self, group: Group, slot: int) -> None:
         """The slot's other attempts are of no use any more."""
+        if not group.attempts[slot]:
+            return
         for attempt in list(group.attempts[slot]):
             if attempt.worker is None:
                 self._withdraw(attempt)
@@ -694,14 +707,22 @@ class Core:
 
     def _sweep(self, group: Group) -> None:
         """Gives up waiting tasks that nobody needs any more, then the group itself."""
+        queries = group.queries
         for slot, state in enumerate(group.states):
+            if state is SlotState.ARRIVED or (slot < len(queries) and not queries[slot].done):
+                continue  # nothing waits there, or it is needed
             if state in (SlotState.PLANNED, SlotState.WAITING) and not self._is_needed(group, slot):
                 self.counts["parities_dropped"] += slot >= group.plan.k
                 self._set_state(group, slot, SlotState.LOST)
                 self._withdraw_all(group, slot)
-            elif state is SlotState.SENT and not group.waits_for(slot):
+            elif state is SlotState.SENT:
                 self._withdraw_all(group, slot)
-        if group.finished() and group.id in self.groups and not self.audits.holds(group):
+        if (
+            group.unanswered == 0
+            and group.finished()
+            and group.id in self.groups
+            and not self.audits.holds(group)
+        ):
             self.timers.cancel(group.alarm)
             group.alarm = None
             if group.arrived == group.plan.n > group.plan.k and not group.plan.guided:
@@ -723,8 +744,10 @@ class Core:
 
     def retire(self, group: Group) -> None:
         """Forgets a group that is finished."""
-        is_decoded = group.plan.n > group.plan.k and not group.plan.guided
-        if self.groups.pop(group.id, None) is not None and is_decoded:
+        if self.groups.pop(group.id, None) is None:
+            return
+        group.queries = []  # which know it, too: so that they go at once, not by garbage collection
+        if group.plan.n > group.plan.k and not group.plan.guided:
             self._out.append(act.Retire(group.id))
 
     def _is_needed(self, group: Group, slot: int) -> bool:
@@ -764,7 +787,8 @@ class Core:
 
     def _end(self, query: Query) -> None:
         group = query.group
-        self.queued -= group.states[query.slot] is SlotState.WAITING
+        if group.states[query.slot] is SlotState.WAITING:
+            self.queued -= 1
         query.done = True
         group.unanswered -= 1
         self.timers.cancel(query.alarm)

