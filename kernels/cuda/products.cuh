@@ -67,8 +67,8 @@ struct Gather {
 template <int N, int STEPS, typename Left>
 __device__ inline void multiply(float (&sums)[TALL][N][4], const Left& left, const Words* weights) {
   // A product waits for the one before it that adds to the same sum, some 33 cycles: where a warp
-  // has few sums, odd steps get others.
-  constexpr bool few = TALL * N <= 2;
+  // has few sums and many steps, odd ones get others.
+  constexpr bool few = TALL * N <= 2 && STEPS > 4;
   float odd[TALL][N][4] = {};
 #pragma unroll
   for (int step = 0; step < STEPS; ++step) {
