@@ -227,4 +227,9 @@ def _cells(value: float, low: float, high: float) -> tuple[str, str]:
 
 def _price(report: dict[str, Any], name: str | None) -> str:
     cost = None if name is None else report["macs_per_query"][name]
-    return "" if cost is None else f"{cost / 1e6:.2f} M"
+    return "" if cost is None else work(cost)
+
+
+def work(macs: float) -> str:
+    """Multiply-accumulates for people: 1.23 M, or 4.5 k of small networks."""
+    return f"{macs / 1e6:.2f} M" if macs >= 1e5 else f"{macs / 1e3:.1f} k"
