@@ -36,8 +36,8 @@ def run_calibration(
     model = CodedModel.load(name_or_folder, runtime=runtime, threads=len(os.sched_getaffinity(0)))
     if model.scheme not in ENCODED and "encoder" not in model.metadata["macs"]:
         raise ValueError(
-            f"{model.name!r} is {model.scheme} and has no encoder: only groups with parities can be calibrated, by "
-            "which wrong results are found"
+            f"{model.name!r} is {model.scheme} and has no encoder: only groups with parities can "
+            "be calibrated, by which wrong results are found"
         )
     queries = load_examples(model, "train", folder).queries()
     with console.status("calibrating") as status:
