@@ -82,7 +82,7 @@ def test_figures_of_few_examples_say_how_little_they_are_worth(
 def test_the_work_of_small_networks_is_not_rounded_to_nothing(
     bundle_for: Callable[[str], Path], shown: Shown
 ) -> None:
-    assert [work(macs) for macs in (1_234_567, 4_500)] == ["1.23 M", "4.5 k"]
+    assert [work(macs) for macs in (1_234_567, 4_500, 24)] == ["1.23 M", "4.5 k", "24"]
     assert " 0.0" not in shown("info", bundle_for("uncoded")).partition("parameters")[0]
 
 

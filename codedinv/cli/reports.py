@@ -231,5 +231,7 @@ def _price(report: dict[str, Any], name: str | None) -> str:
 
 
 def work(macs: float) -> str:
-    """Multiply-accumulates for people: 1.23 M, or 4.5 k of small networks."""
+    """Multiply-accumulates for people: 1.23 M, of small networks 4.5 k or 24."""
+    if macs < 1e3:
+        return f"{macs:.0f}"
     return f"{macs / 1e6:.2f} M" if macs >= 1e5 else f"{macs / 1e3:.1f} k"
