@@ -30,7 +30,7 @@ SMALL_IMAGE = 64
 
 # Tiles of 16 pixels from which on a warp takes two at once, and up to which a cluster is given more
 # images: one for each warp.
-ENOUGH_TILES, MOST_TILES = 8, 16
+ENOUGH_TILES, MOST_TILES = 16, 16
 
 
 def layout_for(
@@ -87,9 +87,9 @@ def _several(layout: Layout, batch: int, multiprocessors: int, kernel: str, limi
 def _warps(layout: Layout) -> Layout:
     """The layout with as many warps as it has work for, of two tiles each where there are many."""
     tiles = layout.tiles
-    if layout.splits > 1:
-        return replace(layout, warps=MOST_WARPS if tiles * layout.inner_tiles >= MOST_WARPS else 8)
     tall = 2 if layout.bands == 1 and tiles >= ENOUGH_TILES else 1
+    if layout.splits > 1:
+        return replace(layout, tall=tall, warps=MOST_WIDE_WARPS)
     most = MOST_WIDE_WARPS if tall > 1 and layout.inner > NARROW else MOST_WARPS
     units = -(-tiles // tall)
     rounds = -(-units // most)

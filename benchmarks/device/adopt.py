@@ -1,4 +1,4 @@
-"""Findings of tune and crossover into measured.json, which the kernels go by."""
+"""Findings of tune, crossover and on_chip into measured.json, which the kernels go by."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from .receipts import kernel_sources, measured_receipts
 MEASURED = Path(__file__).resolve().parents[2] / "kernels" / "measured.json"
 
 Rows = list[dict[str, Any]]
+# How a kernel is timed: from Python, and replayed from a graph.
+FORMS = ("", "_graphed")
 
 
 def adopt(options: Options) -> None:
     """Merges the receipts of --out into kernels/measured.json, and that of the package in use."""
     before = MEASURED.read_text()
     measured = json.loads(before)
-    for pattern, merge in (("tune-*.json", merge_tiles), ("crossover-*.json", merge_crossovers)):
+    for pattern, merge in (
+        ("tune-*.json", merge_tiles),
+        ("crossover-*.json", merge_crossovers),
+        ("on_chip-*.json", merge_on_chip),
+    ):
         for receipt in measured_receipts(options.out, pattern):
             if receipt["kernel_sources"] != kernel_sources():
                 print(f"{receipt['file']}: not adopted, it is of other kernels than these")
@@ -81,6 +87,21 @@ def merge_crossovers(card: dict[str, Any], rows: Rows, dtype: str, file: str) ->
         batches = won.setdefault(f"{name} {row['stage']} {dtype}", [])
         torch_ms = [row[form] for form in ("eager", "eager_channels_last") if row[form]]
         if row["kernels"] and torch_ms and row["kernels"] < min(torch_ms):
+            batches.append(row["batch"])
+    for key, batches in won.items():
+        faster = [[batch, batch] for batch in sorted(batches)]
+        card.setdefault(key, {}).update(faster_at_batch=faster, receipt=file)
+
+
+def merge_on_chip(card: dict[str, Any], rows: Rows, dtype: str, file: str) -> None:
+    """The batches at which a kernel of kernels/cuda beat the Triton one, launched from Python and
+    from a graph, into a card's entries."""
+    won: dict[str, list[int]] = {}
+    for row in rows:
+        batches = won.setdefault(f"on_chip {row['kernel']} {row['stage']} {dtype}", [])
+        if all(row.get(f"{name}{how}") for name in ("on_chip", "kernels") for how in FORMS) and all(
+            row[f"on_chip{how}"] < row[f"kernels{how}"] for how in FORMS
+        ):
             batches.append(row["batch"])
     for key, batches in won.items():
         faster = [[batch, batch] for batch in sorted(batches)]

@@ -21,7 +21,8 @@ REHEARSAL = "rehearsal"
 def kernel_sources() -> str:
     """A digest of the kernels that this process imports."""
     folder = Path(tuning.__file__).parent
-    content = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
+    files = [*sorted(folder.glob("*.py")), *sorted(folder.glob("cuda/*"))]
+    content = b"".join(path.read_bytes() for path in files)
     return hashlib.sha256(content).hexdigest()[:12]
 
 

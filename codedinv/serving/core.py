@@ -22,6 +22,12 @@ from codedinv.serving.audits import Audits
 from codedinv.serving.crew import Crew
 from codedinv.serving.fleet import Fleet, Worker
 from codedinv.serving.groups import (
+    ARRIVED,
+    ENCODING,
+    LOST,
+    PLANNED,
+    SENT,
+    WAITING,
     Attempt,
     Errand,
     Group,
@@ -268,13 +274,13 @@ class Core:
         self.group_wait.record(self.now - group.opened_at)
         anchors = k - len(group.queries)
         for slot in range(len(group.queries), k):
-            group.states[slot] = SlotState.ARRIVED
+            group.states[slot] = ARRIVED
         group.arrived += anchors
         if anchors:
             self.counts["groups_partial"] += 1
         if n > k:
             if group.unanswered or self._is_checked(group):
-                group.states[k:] = [SlotState.PLANNED] * (n - k)
+                group.states[k:] = [PLANNED] * (n - k)
                 self._planned.append(group)
             else:
                 self.counts["groups_not_encoded"] += 1
@@ -299,7 +305,7 @@ class Core:
             copied |= self._make(group)
         while self._planned:
             group = self._planned[0]
-            if SlotState.PLANNED in group.states and self.lanes(group.version).data_waits():
+            if PLANNED in group.states and self.lanes(group.version).data_waits():
                 break
             self._planned.popleft()
             copied |= self._make(group)
@@ -307,13 +313,13 @@ class Core:
 
     def _make(self, group: Group) -> bool:
         """Makes the parities of a group that still wants them; True: they are copies."""
-        if SlotState.PLANNED not in group.states:
+        if PLANNED not in group.states:
             return False
         if group.plan.guided:
             self._copy_the_doubtful(group)
             return True
         k = group.plan.k
-        group.states[k:] = [SlotState.ENCODING] * (group.plan.n - k)
+        group.states[k:] = [ENCODING] * (group.plan.n - k)
         members = tuple(group.payloads[: len(group.queries)])
         members += (None,) * (k - len(group.queries))
         self._out.append(act.Encode(group.id, group.version, members))
@@ -325,7 +331,7 @@ class Core:
         waiting.sort(key=lambda q: -q.doubt)
         for slot in range(group.plan.k, group.plan.n):
             if not waiting:
-                group.states[slot] = SlotState.LOST
+                group.states[slot] = LOST
                 continue
             query = waiting.pop(0)
             group.copies[slot] = query
@@ -337,7 +343,7 @@ class Core:
         for slot, payload in enumerate(event.parities, start=group.plan.k):
             group.payloads[slot] = payload
             if self.rollout.is_over(group.version):
-                group.states[slot] = SlotState.LOST
+                group.states[slot] = LOST
             else:
                 self._enqueue(group, slot, "first")
         self._settle(group)
@@ -345,7 +351,7 @@ class Core:
     def _encode_failed(self, event: ev.EncodeFailed) -> None:
         group = self.groups[event.group]
         self.counts["encode_errors"] += 1
-        group.states[group.plan.k :] = [SlotState.LOST] * (group.plan.n - group.plan.k)
+        group.states[group.plan.k :] = [LOST] * (group.plan.n - group.plan.k)
         self._settle(group)
 
     # ---- tasks go out
@@ -353,8 +359,8 @@ class Core:
     def _enqueue(self, group: Group, slot: int, role: Role) -> None:
         attempt = Attempt(self.next_task(), group, slot, role)
         group.attempts[slot].append(attempt)
-        if group.states[slot] is not SlotState.SENT:
-            self._set_state(group, slot, SlotState.WAITING)
+        if group.states[slot] is not SENT:
+            self._set_state(group, slot, WAITING)
         lanes = self.lanes(group.version)
         if role == "first" and slot < group.plan.k:
             lanes.add(attempt, DATA)
@@ -371,8 +377,8 @@ class Core:
         states = group.states
         was = states[slot]
         if was is not state:
-            if SlotState.WAITING in (was, state) and group.waits_for(slot):
-                self.queued += 1 if state is SlotState.WAITING else -1
+            if WAITING in (was, state) and group.waits_for(slot):
+                self.queued += 1 if state is WAITING else -1
             states[slot] = state
 
     def _withdraw(self, attempt: Attempt) -> None:
@@ -392,12 +398,12 @@ class Core:
         left.remove(attempt)
         if attempt.alarm is not None:
             self.timers.cancel(attempt.alarm)
-        if group.states[slot] is SlotState.ARRIVED:
+        if group.states[slot] is ARRIVED:
             return
         if not left:
-            self._set_state(group, slot, SlotState.LOST)
+            self._set_state(group, slot, LOST)
         elif all(other.worker is None for other in left):
-            self._set_state(group, slot, SlotState.WAITING)
+            self._set_state(group, slot, WAITING)
 
     def _dispatch(self) -> None:
         for version in self.fleet.versions():
@@ -458,7 +464,7 @@ class Core:
 
     def _attempt_sent(self, attempt: Attempt) -> tuple[str, Any]:
         group, slot = attempt.group, attempt.slot
-        self._set_state(group, slot, SlotState.SENT)
+        self._set_state(group, slot, SENT)
         if attempt.role == "hedge":
             self.counts["hedges"] += 1
         else:
@@ -567,11 +573,11 @@ class Core:
     def _absorb(self, attempt: Attempt, worker: Worker, result: Any) -> None:
         """Takes the first result of a slot; those of its other attempts are only counted."""
         group, slot = attempt.group, attempt.slot
-        if group.states[slot] is SlotState.ARRIVED:
+        if group.states[slot] is ARRIVED:
             self._drop(attempt)
             self.counts["late_results"] += 1
             return
-        self._set_state(group, slot, SlotState.ARRIVED)
+        self._set_state(group, slot, ARRIVED)
         self._drop(attempt)
         group.arrived += 1
         group.answerers[slot] = (worker.index, worker.generation)
@@ -665,7 +671,7 @@ class Core:
         for query in group.queries:
             if query.done:
                 continue
-            lost = group.states[query.slot] is SlotState.LOST
+            lost = group.states[query.slot] is LOST
             if at_once or lost or query.last_call or group.grace_over:
                 self.counts["groups_recovered"] += not group.recovered
                 group.recovered = True
@@ -678,7 +684,7 @@ class Core:
         lost = group.lost_queries()
         if not lost:
             return
-        if SlotState.PLANNED in group.states:
+        if PLANNED in group.states:
             self._urgent.append(group)
         for parity in group.attempts[group.plan.k :]:
             for attempt in parity:
@@ -687,14 +693,14 @@ class Core:
         short = group.plan.needed - group.arrived - group.pending()
         if short <= 0:
             return
-        others = [s for s, state in enumerate(group.states) if state is SlotState.LOST]
+        others = [s for s, state in enumerate(group.states) if state is LOST]
         candidates = [s for s in lost if self._may_send(group, s)]
         candidates += [s for s in others if s not in lost and self._may_send(group, s)]
         for slot in candidates[:short]:
             self._enqueue(group, slot, "retry")
         if short > len(candidates):
             for slot in lost:
-                if group.states[slot] is SlotState.LOST:
+                if group.states[slot] is LOST:
                     self._fail(
                         group.queries[slot],
                         "unrecoverable",
@@ -709,13 +715,13 @@ class Core:
         """Gives up waiting tasks that nobody needs any more, then the group itself."""
         queries = group.queries
         for slot, state in enumerate(group.states):
-            if state is SlotState.ARRIVED or (slot < len(queries) and not queries[slot].done):
+            if state is ARRIVED or (slot < len(queries) and not queries[slot].done):
                 continue  # nothing waits there, or it is needed
-            if state in (SlotState.PLANNED, SlotState.WAITING) and not self._is_needed(group, slot):
+            if state in (PLANNED, WAITING) and not self._is_needed(group, slot):
                 self.counts["parities_dropped"] += slot >= group.plan.k
-                self._set_state(group, slot, SlotState.LOST)
+                self._set_state(group, slot, LOST)
                 self._withdraw_all(group, slot)
-            elif state is SlotState.SENT:
+            elif state is SENT:
                 self._withdraw_all(group, slot)
         if (
             group.unanswered == 0
@@ -763,7 +769,7 @@ class Core:
             return undecodable and bool(group.lost_queries())
         if undecodable and group.parity_can_help():
             return True
-        if not self._is_checked(group) or SlotState.LOST in group.states:
+        if not self._is_checked(group) or LOST in group.states:
             return False
         unread = self.lanes(group.version).count(PARITY) + len(self._planned)
         return unread <= _UNREAD_PARITIES * self.fleet.size
@@ -787,7 +793,7 @@ class Core:
 
     def _end(self, query: Query) -> None:
         group = query.group
-        if group.states[query.slot] is SlotState.WAITING:
+        if group.states[query.slot] is WAITING:
             self.queued -= 1
         query.done = True
         group.unanswered -= 1
@@ -822,7 +828,7 @@ class Core:
     def abandon_version(self, version: int) -> None:
         """No worker of that version takes tasks any more: its queries move on to the next one."""
         for group in [g for g in self.groups.values() if g.version == version]:
-            waits = SlotState.PLANNED in group.states or SlotState.WAITING in group.states
+            waits = PLANNED in group.states or WAITING in group.states
             if group.unanswered or waits:
                 if not group.closed:
                     self._close_group(group)
@@ -834,7 +840,7 @@ class Core:
         """Gives queries whose own task is at no worker to a group of the version that goes on."""
         for query in group.queries:
             slot = query.slot
-            if query.done or group.states[slot] not in (SlotState.WAITING, SlotState.LOST):
+            if query.done or group.states[slot] not in (WAITING, LOST):
                 continue
             if group.is_decodable():
                 self._resolve(query, group.plan.recovered, None)

@@ -21,7 +21,9 @@ class SlotState(enum.Enum):
     LOST = enum.auto()  # its last attempt was lost or given up, and no other is to follow for now
 
 
-PENDING = (SlotState.PLANNED, SlotState.ENCODING, SlotState.WAITING, SlotState.SENT)
+# Names of their own: to look a member up in its class takes 0.1 us, and a query does so 30 times.
+FREE, PLANNED, ENCODING, WAITING, SENT, ARRIVED, LOST = SlotState
+PENDING = (PLANNED, ENCODING, WAITING, SENT)
 
 _NOBODY: frozenset[int] = frozenset()
 
@@ -168,7 +170,7 @@ class Group:
         self.version = version
         self.bucket = bucket
         self.queries: list[Query] = []
-        self.states = [SlotState.FREE] * plan.n
+        self.states = [FREE] * plan.n
         self.attempts: list[list[Attempt]] = [[] for _ in range(plan.n)]
         self.payloads: list[Any] = [None] * plan.n
         self.sends = [0] * plan.n  # hedges are not counted
@@ -234,7 +236,7 @@ class Group:
     def lost_queries(self) -> list[int]:
         """Slots of queries that have not ended and whose own result will not come."""
         states = self.states
-        return [q.slot for q in self.queries if not q.done and states[q.slot] is SlotState.LOST]
+        return [q.slot for q in self.queries if not q.done and states[q.slot] is LOST]
 
     def pending(self) -> int:
         """How many slots may still give a result by themselves."""

@@ -41,6 +41,7 @@ class Kind(enum.IntEnum):
 
 
 _KINDS = {int(kind): kind for kind in Kind}
+_WITH_ARRAY = (Kind.TASK, Kind.RESULT)
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ class Channel:
         while at < size:
             number, shared, slot, model, nbytes, task = _HEADER.unpack_from(self._buffer, at)
             kind, at = _KINDS[number], at + _HEADER.size
-            if kind is Kind.RESULT or kind is Kind.TASK:
+            if kind in _WITH_ARRAY:
                 array = self._array(at, slot, model, nbytes, shared)
                 found.append(Received(kind, task, slot, model, array))
             else:

@@ -253,7 +253,7 @@ class ProcessPool(BreakablePool):
 
     def _take(self, w: WorkerProcess, message: Received) -> None:
         kind, task, slot, _, array, text = message
-        if kind is Kind.RESULT and array is not None:
+        if array is not None:
             self._out.append(Result(w.index, w.generation, task, array))
         elif kind is Kind.READY:
             self._out.append(Ready(w.index, w.generation))

@@ -210,6 +210,20 @@ void huge_and_tiny_rows_have_a_norm() {
   CHECK(scaled_norm(DType::f64, zeros, 2) == 0.0);
 }
 
+void no_nan_or_infinity_escapes_the_norm() {
+  for (DType dtype : {DType::f32, DType::f64, DType::bf16}) {
+    for (const double other : {0.0, 1.0, std::nan("")}) {
+      for (const double bad : {std::nan(""), HUGE_VAL, -HUGE_VAL}) {
+        rows::Bytes x(2 * size_of(dtype));
+        rows::put(dtype, x.data(), 0, other);
+        rows::put(dtype, x.data(), 1, bad);
+        CHECK(!std::isfinite(scaled_norm(dtype, x.data(), 2)));
+        CHECK(!std::isfinite(scaled_norm(dtype, x.data() + size_of(dtype), 1)));
+      }
+    }
+  }
+}
+
 void a_variant_is_found_by_name() {
   CHECK(std::string(kernels_named("baseline").name) == "baseline");
   CHECK(check::refuses([] { kernels_named("mmx"); }, "got 'mmx'"));
@@ -236,6 +250,7 @@ int main() {
     stores_round_to_nearest_even(*kernels, rng);
   }
   huge_and_tiny_rows_have_a_norm();
+  no_nan_or_infinity_escapes_the_norm();
   a_variant_is_found_by_name();
   return check::finish("axpy");
 }

@@ -47,7 +47,7 @@ std::size_t below(std::size_t end, std::mt19937& rng) { return rng() % end; }
 std::size_t random_length(std::mt19937& rng) {
   if (below(150, rng) == 0) return (std::size_t{1} << 20) + 1 + below(5000, rng);
   if (below(10, rng) == 0) return 4090 + below(8200, rng);
-  return 1 + below(140, rng);
+  return 1 + below(below(4, rng) == 0 ? 3 : 140, rng);
 }
 
 Setting random_setting(std::mt19937& rng) {

@@ -130,10 +130,11 @@ __device__ inline void meet_cluster() {
 template <typename T>
 __device__ inline void store_at(int rank, T* pointer, T value) {
 #if BANDS * SPLITS > 1
+  // The window of another block's memory is looked up once, not for every pointer.
+  const unsigned own = shared_address(shared_memory());
   unsigned address;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;"
-      : "=r"(address)
-      : "r"(shared_address(pointer)), "r"(rank));
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(own), "r"(rank));
+  address += shared_address(pointer) - own;
   if constexpr (sizeof(T) == 8) {
     asm volatile("st.shared::cluster.b64 [%0], %1;" ::"r"(address),
                  "l"(*reinterpret_cast<unsigned long long*>(&value))

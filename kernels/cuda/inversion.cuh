@@ -47,7 +47,8 @@ __device__ inline void iterate_image(const Memory& memory, const float* bias, in
 
 // Images beyond the batch are told as zeros.
 __device__ inline void tell_nothing(const Memory& memory, int turn, int count) {
-  for (int image = count; image < IMAGES; ++image) tell(memory, turn, image, 0, 0);
+  if constexpr (IMAGES > 1)  // a cluster has one at least
+    for (int image = count; image < IMAGES; ++image) tell(memory, turn, image, 0, 0);
 }
 
 __device__ inline void store_verdicts(const Arguments& arguments, int block, int count,

@@ -66,6 +66,10 @@ struct Gather {
 // sums [TALL tiles, N tiles] += left * weights; left(a, i, step) gives a tile of the left operand.
 template <int N, int STEPS, typename Left>
 __device__ inline void multiply(float (&sums)[TALL][N][4], const Left& left, const Words* weights) {
+  // A product waits for the one before it that adds to the same sum, some 33 cycles: where a warp
+  // has few sums and many steps, odd ones get others.
+  constexpr bool few = TALL * N <= 2 && STEPS > 4;
+  float odd[TALL][N][4] = {};
 #pragma unroll
   for (int step = 0; step < STEPS; ++step) {
     unsigned a[TALL][4];
@@ -75,9 +79,17 @@ __device__ inline void multiply(float (&sums)[TALL][N][4], const Left& left, con
     for (int n = 0; n < N; ++n) {
       const Words b = weights[(n * STEPS + step) * 32 + lane()];
 #pragma unroll
-      for (int i = 0; i < TALL; ++i) multiply_tile(sums[i][n], a[i], b);
+      for (int i = 0; i < TALL; ++i)
+        multiply_tile(few && step % 2 ? odd[i][n] : sums[i][n], a[i], b);
     }
   }
+  if constexpr (few)
+#pragma unroll
+    for (int i = 0; i < TALL; ++i)
+#pragma unroll
+      for (int n = 0; n < N; ++n)
+#pragma unroll
+        for (int part = 0; part < 4; ++part) sums[i][n][part] += odd[i][n][part];
 }
 
 // sums = the bias of each column.

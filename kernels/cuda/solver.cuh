@@ -37,12 +37,16 @@ __device__ inline void tell(const Memory& memory, int turn, int image, float fir
              Numbers<2>{first, second});
 }
 
-// fold(pair) over what all warps told of an image, a sum.
+// The sums over all warps of what fold makes of a pair that they told of an image.
 template <typename Fold>
-__device__ inline float sum_told(const Memory& memory, int turn, int image, const Fold& fold) {
-  float sum = 0;
-  for (int i = lane(); i < CLUSTER * WARPS; i += 32) sum += fold(memory.sums(turn, image)[i]);
-  return warp_sum(sum);
+__device__ inline Numbers<2> sum_told(const Memory& memory, int turn, int image, const Fold& fold) {
+  Numbers<2> sum{0, 0};
+  for (int i = lane(); i < CLUSTER * WARPS; i += 32) {
+    const Numbers<2> told = fold(memory.sums(turn, image)[i]);
+    sum.at[0] += told.at[0];
+    sum.at[1] += told.at[1];
+  }
+  return Numbers<2>{warp_sum(sum.at[0]), warp_sum(sum.at[1])};
 }
 
 // Goals of this block of layers, from (||y||^2, its unit) of every warp.
@@ -52,13 +56,13 @@ __device__ inline void set_goals(const Memory& memory, int turn, Verdict& verdic
     for (int i = lane(); i < CLUSTER * WARPS; i += 32)
       unit = fmaxf(unit, memory.sums(turn, image)[i].at[1]);
     unit = warp_max(unit);
-    const float goal2 = sum_told(memory, turn, image, [&](const Numbers<2>& told) {
+    const Numbers<2> goal = sum_told(memory, turn, image, [&](const Numbers<2>& told) {
       const float smaller = told.at[1] / unit;
-      return told.at[0] * smaller * smaller;
+      return Numbers<2>{told.at[0] * smaller * smaller, 0};
     });
     if (lane() == image) {
       verdict.per = 1.0f / unit;
-      verdict.goal2 = goal2;
+      verdict.goal2 = goal.at[0];
     }
   }
 }
@@ -69,11 +73,10 @@ __device__ inline void judge(const Memory& memory, int turn, int iteration, floa
                              Verdict& verdict) {
   float step2 = 0, norm2 = 0;
   for (int image = 0; image < IMAGES; ++image) {
-    const float step = sum_told(memory, turn, image, [](const Numbers<2>& t) { return t.at[0]; });
-    const float norm = sum_told(memory, turn, image, [](const Numbers<2>& t) { return t.at[1]; });
+    const Numbers<2> sum = sum_told(memory, turn, image, [](const Numbers<2>& told) { return told; });
     if (lane() == image) {
-      step2 = step;
-      norm2 = norm;
+      step2 = sum.at[0];
+      norm2 = sum.at[1];
     }
   }
   float relative = sqrtf(step2) / (sqrtf(fmaxf(norm2, verdict.goal2)) + 1e-37f);

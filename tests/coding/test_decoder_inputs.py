@@ -295,6 +295,17 @@ def test_one_value_that_is_not_finite_is_refused(
     assert same_state(decoder, untouched)
 
 
+@pytest.mark.parametrize("dtype", NUMPY)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("other", [0.0, 1.0, np.nan])
+def test_a_short_row_that_is_not_finite_is_refused(dtype: str, bad: float, other: float) -> None:
+    decoder = StreamingDecoder(Code.uniform(2), 3, dtype)
+    for row in ([bad, other, other], [other, other, bad]):
+        with pytest.raises(ValueError, match="finite values, slot 0's holds a NaN"):
+            decoder.push(0, np.array(row, NUMPY[dtype]))
+    assert decoder.missing == [0, 1]
+
+
 def test_results_asked_for_too_early_are_refused() -> None:
     decoder = StreamingDecoder(Code.uniform(3), SHAPE)
     decoder.push(1, GOOD)

@@ -242,6 +242,26 @@ def test_auto_takes_a_kernel_where_it_beat_every_form_of_torch(
     assert won == [1, 64]
 
 
+def test_kernels_on_chip_are_taken_where_they_beat_the_triton_ones_both_ways(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forms = ("kernels", "kernels_graphed", "on_chip", "on_chip_graphed")
+    times = {1: (2, 2, 1, 1), 8: (2, 2, 1, 3), 64: (2, 2, 1, None), 256: (None, 2, 1, 1)}
+    rows = [
+        {
+            "kernel": "inversion", "stage": str(STAGE), "batch": batch,
+            **dict(zip(forms, ms, strict=True)),
+        }
+        for batch, ms in times.items()
+    ]  # fmt: skip
+    write(tmp_path, "on_chip-cifar-bfloat16", rows)
+    assert not tuning.measured_on_chip(CARD)
+    adopted(tmp_path, monkeypatch)
+    assert tuning.measured_on_chip(CARD)
+    arguments = ("on_chip inversion", STAGE, torch.bfloat16)
+    assert [n for n in times if gate.measured_faster(*arguments, n, CARD)] == [1]
+
+
 @pytest.mark.parametrize("stage", tuning.STAGES, ids=str)
 def test_candidates_are_valid_and_begin_with_the_default(stage: Stage) -> None:
     from device import tune
