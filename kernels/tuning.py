@@ -121,9 +121,8 @@ RULES = (
     Rule({"block_m": 64, "block_k": 64, "block_n": 64, "num_warps": 4, "num_stages": 2}, "default"),
     Rule({"num_warps": 8}, "a tile's hidden layer fits the registers", wide=True),
     Rule({"block_m": 128}, "wgmma takes 64 rows from each 4 warps", cores="wgmma", wide=True),
-    Rule({"block_m": 64}, "one image of a wide stage has 64 pixels at most",
-         cores="wgmma", wide=True, few=True),
-    Rule({"num_warps": 4, "block_k": 32}, "8 warps or wider tiles spill 8 to 56 bytes of it",
+    Rule({"block_m": 64, "block_k": 32, "num_warps": 4}, "an image has 64 pixels at most; 8 warps "
+         "would multiply twice. In three parts these spill 8 to 64 bytes",
          cores="wgmma", exact=False, wide=True, few=True),
     Rule({"block_k": 32}, "tensor memory", cores="tcgen05", wide=True),
     Rule({"block_k": 32, "block_n": 32}, "three parts of each operand", exact=True),

@@ -82,7 +82,7 @@ class QueryCheck:
             if not is_finite(array):
                 raise ValueError("x: expected finite values, got NaN or infinity")
             return
-        least, greatest = _extremes(array)
+        least, greatest = array.item(array.argmin()), array.item(array.argmax())  # as in is_finite
         low, high = self._bounds
         if not (low <= least and greatest <= high):
             raise ValueError(
@@ -93,18 +93,11 @@ class QueryCheck:
 
 def is_finite(array: np.ndarray[Any, Any]) -> bool:
     """Is no value of a floating array NaN or infinite?"""
-    if not array.size:
-        return True
-    least, greatest = _extremes(array)
-    return -math.inf < least and greatest < math.inf
-
-
-def _extremes(array: np.ndarray[Any, Any]) -> tuple[float, float]:
-    """Least and greatest value; both NaN where there is one.
-
-    By their places, which takes a third of the time of `min` and `max` for a small array.
-    """
-    return array.item(array.argmin()), array.item(array.argmax())
+    # By the places of its extremes, which are a NaN's where there is one: for a small array that
+    # takes half the time of `numpy.isfinite`, or of `min` and `max`.
+    return not array.size or (
+        -math.inf < array.item(array.argmin()) and array.item(array.argmax()) < math.inf
+    )
 
 
 def check_deadline(deadline: Any) -> float:
