@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from .shapes import Stage, padded_channels, padded_width
+from .versions import speaks_here
 
 MEASURED = Path(__file__).with_name("measured.json")
 
@@ -198,9 +199,11 @@ def _measured() -> dict[str, Any]:
 
 
 def measured_entry(card: Card, kernel: str, stage: Stage, dtype: torch.dtype) -> dict[str, Any]:
-    """What was measured of a kernel on a card, {} where nothing was."""
+    """What was measured of a kernel on a card with these releases of torch and Triton; {} where
+    nothing was."""
     key = f"{kernel} {stage} {str(dtype).removeprefix('torch.')}"
-    return dict(_measured().get(card.name, {}).get(key, {}))
+    entry = _measured().get(card.name, {}).get(key, {})
+    return dict(entry) if speaks_here(entry.get("versions")) else {}
 
 
 def measured_on_chip(card: Card) -> bool:
