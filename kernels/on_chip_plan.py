@@ -28,9 +28,9 @@ NARROW = 32
 # warp would go through all weights alone while the others wait.
 SMALL_IMAGE = 64
 
-# Tiles of 16 pixels from which on a warp takes two at once, and up to which a cluster is given more
-# images: one for each warp.
-ENOUGH_TILES, MOST_TILES = 16, 16
+# Tiles of 16 pixels from which on a warp takes two at once, where it has all channels and where they
+# are split; and up to which a cluster is given more images.
+ENOUGH_TILES, ENOUGH_SPLIT_TILES, MOST_TILES = 16, 8, 16
 
 
 def layout_for(
@@ -87,9 +87,10 @@ def _several(layout: Layout, batch: int, multiprocessors: int, kernel: str, limi
 def _warps(layout: Layout) -> Layout:
     """The layout with as many warps as it has work for, of two tiles each where there are many."""
     tiles = layout.tiles
-    tall = 2 if layout.bands == 1 and tiles >= ENOUGH_TILES else 1
     if layout.splits > 1:
+        tall = 2 if tiles >= ENOUGH_SPLIT_TILES else 1
         return replace(layout, tall=tall, warps=MOST_WIDE_WARPS)
+    tall = 2 if layout.bands == 1 and tiles >= ENOUGH_TILES else 1
     most = MOST_WIDE_WARPS if tall > 1 and layout.inner > NARROW else MOST_WARPS
     units = -(-tiles // tall)
     rounds = -(-units // most)

@@ -79,7 +79,7 @@ class Layout:
     @property
     def last_columns(self) -> int:
         """Columns of the last product's weights in one block of threads, padded."""
-        return _round_up(9 * self.own, TILE_N)
+        return _round_up(9 * self.own, 2 * TILE_N)
 
     @property
     def inner_tiles(self) -> int:
@@ -123,7 +123,8 @@ class Layout:
         forward = self.shared_weight_bytes + 2 * active + 2 * layers + products + state
         if kernel == "forward":
             return forward
-        return forward + state + 16 * self.images * self.cluster * self.warps
+        team = max(1, self.warps // self.images)
+        return forward + state + 16 * self.images * self.cluster * team
 
     def defines(self, dtype: torch.dtype) -> tuple[str, ...]:
         """Compiler options that say this to shape.cuh. dtype: bfloat16 or float16."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from codedinv.cli import main
+from codedinv.cli.reports import work
 from codedinv.experiments.intervals import few_examples
 from codedinv.model import CodedModel
 
@@ -76,3 +77,16 @@ def test_figures_of_few_examples_say_how_little_they_are_worth(
     few = shown("evaluate", "-m", bundle_for("uncoded"), "--data", idx_folder)
     assert "Only 60 test examples: an accuracy is known to ±13 points at worst" in few
     assert few_examples(400) is None
+
+
+def test_the_work_of_small_networks_is_not_rounded_to_nothing(
+    bundle_for: Callable[[str], Path], shown: Shown
+) -> None:
+    assert [work(macs) for macs in (1_234_567, 4_500, 24)] == ["1.23 M", "4.5 k", "24"]
+    assert " 0.0" not in shown("info", bundle_for("uncoded")).partition("parameters")[0]
+
+
+def test_a_model_without_an_encoder_is_not_calibrated(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["calibrate", "fashion-mnist-guided"])
+    assert "is guided and has no encoder: only groups with parities" in capsys.readouterr().err

@@ -227,4 +227,11 @@ def _cells(value: float, low: float, high: float) -> tuple[str, str]:
 
 def _price(report: dict[str, Any], name: str | None) -> str:
     cost = None if name is None else report["macs_per_query"][name]
-    return "" if cost is None else f"{cost / 1e6:.2f} M"
+    return "" if cost is None else work(cost)
+
+
+def work(macs: float) -> str:
+    """Multiply-accumulates for people: 1.23 M, of small networks 4.5 k or 24."""
+    if macs < 1e3:
+        return f"{macs:.0f}"
+    return f"{macs / 1e6:.2f} M" if macs >= 1e5 else f"{macs / 1e3:.1f} k"

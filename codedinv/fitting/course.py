@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from torch import nn
 
 from codedinv.coding import Code
 from codedinv.data import Examples
 from codedinv.experiments.accuracy import known_of
+from codedinv.experiments.degraded import Known, in_batches
 from codedinv.experiments.fusing import fit_fusion
 from codedinv.experiments.intervals import interval
 from codedinv.experiments.receipts import circumstances
@@ -53,13 +55,14 @@ class Course:
         """
         started = time.monotonic()
         subject, settings = self.subject, self.settings
+        queries, labels = subject.test.queries(), subject.test.labels
+        self._say("exact answers of the test examples")
+        known = known_of(subject.plain, queries)
+        _check_worth(known, labels)
         light = self._light()
         models = {("uncoded", 1): self._model("uncoded", 2, light)}
-        queries, labels = subject.test.queries(), subject.test.labels
-        self._say("exact and light answers of the test examples")
-        known = known_of(models["uncoded", 1], queries)
+        known = _with_light(known, models["uncoded", 1], queries)
         measured = Measured(known, labels, settings.unavailable)
-        _check_worth(measured, labels)
         candidates = list(without_code(measured, self._share_of(models["uncoded", 1])))
         omitted: dict[str, str] = {}
         for k in settings.ks:
@@ -217,16 +220,25 @@ def _learnt(train: Examples) -> dict[str, Any]:
     return about
 
 
-def _check_worth(measured: Measured, labels: np.ndarray) -> None:
+def _with_light(known: Known, model: CodedModel, queries: NDArray[np.float32]) -> Known:
+    """What is known of the test queries, with the light model's answers to the first task."""
+    light, task = model.light, next(iter(model.tasks))
+    if light is None:
+        raise ValueError("model: expected one with a light model")
+    return replace(known, light=in_batches(lambda x: light(x)[task], queries))
+
+
+def _check_worth(known: Known, labels: NDArray[np.int64]) -> None:
     """Refuses a backbone that has learnt nothing: whatever is measured of it says nothing.
 
     Raises:
         ValueError: it is not measurably better than one class for all.
     """
     commonest = 100 * float(np.bincount(labels).max()) / len(labels)
-    if measured.normal.low <= commonest:
+    normal = interval(known.exact.argmax(axis=1) == labels, np.arange(len(labels)))
+    if normal.low <= commonest:
         raise ValueError(
-            f"backbone: it answers {measured.normal} % of the test examples right, and the same "
+            f"backbone: it answers {normal} % of the test examples right, and the same "
             f"class for all would answer {commonest:.2f} %; give it its trained weights, and test "
             "labels numbered as it has learnt them"
         )

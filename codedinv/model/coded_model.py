@@ -198,6 +198,7 @@ class CodedModel:
                 is no network of `codedinv.nn` has by default. A bundle is served without it.
 
         Raises:
+            TypeError: an argument of another kind.
             ValueError: shapes of the parts do not fit together, a part is missing, results are not
                 finite, a bad name, or an architecture that does not give its network back.
         """
@@ -205,7 +206,7 @@ class CodedModel:
         from codedinv.model.describe import describe
         from codedinv.model.modules import assemble
 
-        code = Code.uniform(k=4) if code is None else code
+        code = _code_of(code)
         modules = assemble(backbone, heads, encoder, light)
         manifest, anchors = describe(
             name, code, modules, anchors_queries, metadata or {}, architecture or {}
@@ -249,10 +250,11 @@ class CodedModel:
 
         Raises:
             BundleError: a file that is missing or no ONNX.
+            TypeError: as in `from_modules`.
             ValueError: as in `from_modules`, or a fixed batch axis, another dtype, several tensors.
             MissingExtra: onnx is not installed.
         """
-        code = Code.uniform(k=4) if code is None else code
+        code = _code_of(code)
         manifest, anchors, contents = describe_onnx(
             name, code, backbone, heads, encoder, light, anchors_queries, metadata or {}
         )
@@ -405,6 +407,14 @@ class CodedModel:
         from codedinv.model.serialise import serialise
 
         return serialise(self.modules, self._manifest, self.anchors, shared_weights)
+
+
+def _code_of(code: Code | None) -> Code:
+    if code is None:
+        return Code.uniform(k=4)
+    if not isinstance(code, Code):
+        raise TypeError(f"code: expected a Code, such as Code.uniform(k=4), got {code!r}")
+    return code
 
 
 def _completed(

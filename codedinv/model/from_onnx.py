@@ -41,6 +41,7 @@ def describe_onnx(
 
     Raises:
         BundleError: a file that is missing or no ONNX.
+        TypeError: heads that are not by task.
         ValueError: a bad name, or parts that do not fit together.
         MissingExtra: the package onnx is not installed.
     """
@@ -81,6 +82,10 @@ def _heads(
     """Outputs of each task, and the heads that there are, as "head.TASK"."""
     if heads is None:
         return {DEFAULT_TASK: _width("backbone, whose result is the answer", embeddings)}, {}
+    if not isinstance(heads, Mapping):
+        raise TypeError(
+            f"heads: expected ONNX files by task, such as {{'label': 'head.onnx'}}, got {heads!r}"
+        )
     if not heads:
         raise ValueError("heads: expected at least one task, or None: the backbone is the answer")
     tasks, parts = {}, {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
@@ -179,14 +179,22 @@ def with_scheme(
     queries of this range.
 
     Raises:
+        TypeError: something else than numbers.
         ValueError: as `check_manifest`.
     """
-    weights = None if fusion is None else {way: tuple(pair) for way, pair in fusion.items()}
-    bounds = None if input_range is None else tuple(float(bound) for bound in input_range)
+    weights = None if fusion is None else {w: _floats("fusion", f) for w, f in fusion.items()}
+    bounds = None if input_range is None else _floats("input_range", input_range)
     update = {"scheme": scheme, "fusion": weights, "input_range": bounds}
     completed = manifest.model_copy(update=update)
     check_manifest(completed)
     return completed
+
+
+def _floats(argument: str, values: Iterable[float]) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise TypeError(f"{argument}: expected two numbers, got {values!r}") from None
 
 
 def check_manifest(manifest: Manifest) -> None:

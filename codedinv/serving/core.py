@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from codedinv.schemes.scheme import Plan, Source
@@ -25,6 +26,7 @@ from codedinv.serving.groups import (
     ARRIVED,
     ENCODING,
     LOST,
+    NOBODY,
     PLANNED,
     SENT,
     WAITING,
@@ -442,13 +444,15 @@ class Core:
             return self.fleet.pick(version, (), task.avoid, slow_too)
         group = task.group
         holders, erred = group.holders(), group.erred[task.slot]
-        never: set[int] = set()
+        never: AbstractSet[int] = NOBODY
         if self.fleet.takers(version) >= group.plan.n or task.role == "hedge":
-            never |= holders
-        if erred and self.fleet.others(version, erred):
-            never |= erred
+            never = holders
+        if erred:
+            if self.fleet.others(version, erred):
+                never = never | erred
+            holders = holders | erred
         slow_too = self.pace.slow_may_help(version, never)
-        return self.fleet.pick(version, holders | erred, never, slow_too)
+        return self.fleet.pick(version, holders, never, slow_too)
 
     def send(self, task: Task, worker: Worker) -> None:
         """Gives a worker a task."""

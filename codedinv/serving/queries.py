@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from codedinv.schemes.scheme import Array
+from codedinv.serving.arrays import extremes, is_finite
 
 _FLOAT32 = np.dtype(np.float32)
 _SLACK = 1e-3  # of the range: rounding in the caller's own scaling is no mistake
@@ -82,29 +83,13 @@ class QueryCheck:
             if not is_finite(array):
                 raise ValueError("x: expected finite values, got NaN or infinity")
             return
-        least, greatest = _extremes(array)
+        least, greatest = extremes(array)
         low, high = self._bounds
         if not (low <= least and greatest <= high):
             raise ValueError(
                 f"x: expected finite values in {list(self._range)}, which this model was made for, "
                 f"got {least:g} to {greatest:g}"
             )
-
-
-def is_finite(array: np.ndarray[Any, Any]) -> bool:
-    """Is no value of a floating array NaN or infinite?"""
-    if not array.size:
-        return True
-    least, greatest = _extremes(array)
-    return -math.inf < least and greatest < math.inf
-
-
-def _extremes(array: np.ndarray[Any, Any]) -> tuple[float, float]:
-    """Least and greatest value; both NaN where there is one.
-
-    By their places, which takes a third of the time of `min` and `max` for a small array.
-    """
-    return array.item(array.argmin()), array.item(array.argmax())
 
 
 def check_deadline(deadline: Any) -> float:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any
 
 
 class Alarm:
     """One pending call of `key` with `subject`; cancelled by `Timers.cancel`."""
 
-    __slots__ = ("key", "subject")
+    __slots__ = ("at", "key", "order", "subject")
 
-    def __init__(self, key: str, subject: Any) -> None:
+    def __init__(self, at: float, order: int, key: str, subject: Any) -> None:
+        self.at = at
+        self.order = order  # ties are broken by age, so that a replay is exact
         self.key: str | None = key
         self.subject = subject
 
-
-class _Entry(NamedTuple):
-    at: float
-    order: int  # ties are broken by age, so that a replay is exact
-    alarm: Alarm
+    def __lt__(self, other: Alarm) -> bool:
+        return (self.at, self.order) < (other.at, other.order)
 
 
 class Timers:
@@ -32,25 +31,24 @@ class Timers:
     """
 
     def __init__(self) -> None:
-        self._queues: dict[str, deque[_Entry]] = {}
-        self._heap: list[_Entry] = []
+        self._queues: dict[str, deque[Alarm]] = {}
+        self._heap: list[Alarm] = []
         self._order = 0
-        self._count = 0  # of all entries
+        self._count = 0  # of all alarms
         self._cancelled = 0  # of these
 
     def set(self, at: float, key: str, subject: Any) -> Alarm:
         """Adds an alarm at a time in seconds."""
-        alarm = Alarm(key, subject)
         self._order += 1
         self._count += 1
-        entry = _Entry(at, self._order, alarm)
+        alarm = Alarm(at, self._order, key, subject)
         queue = self._queues.get(key)
         if queue is None:
             queue = self._queues[key] = deque()
         if not queue or queue[-1].at <= at:
-            queue.append(entry)
+            queue.append(alarm)
         else:
-            heapq.heappush(self._heap, entry)
+            heapq.heappush(self._heap, alarm)
         return alarm
 
     def cancel(self, alarm: Alarm | None) -> None:
@@ -67,11 +65,7 @@ class Timers:
         first = self._first()
         if first is None or first[0].at > now:
             return None
-        alarm = first[0].alarm
-        if isinstance(first, deque):
-            first.popleft()
-        else:
-            heapq.heappop(first)
+        alarm = first.popleft() if isinstance(first, deque) else heapq.heappop(first)
         self._count -= 1
         key, subject = alarm.key, alarm.subject
         alarm.key = alarm.subject = None
@@ -82,17 +76,17 @@ class Timers:
         first = self._first()
         return None if first is None else first[0].at
 
-    def _first(self) -> deque[_Entry] | list[_Entry] | None:
+    def _first(self) -> deque[Alarm] | list[Alarm] | None:
         """Where the alarm is that rings first; those before it that were cancelled are gone."""
-        first: deque[_Entry] | list[_Entry] | None = None
+        first: deque[Alarm] | list[Alarm] | None = None
         for queue in self._queues.values():
-            while queue and queue[0].alarm.key is None:
+            while queue and queue[0].key is None:
                 queue.popleft()
                 self._forget_one()
             if queue and (first is None or queue[0] < first[0]):
                 first = queue
         heap = self._heap
-        while heap and heap[0].alarm.key is None:
+        while heap and heap[0].key is None:
             heapq.heappop(heap)
             self._forget_one()
         return heap if heap and (first is None or heap[0] < first[0]) else first
@@ -104,8 +98,8 @@ class Timers:
     def _sweep(self) -> None:
         """Removes all that were cancelled."""
         for key, queue in self._queues.items():
-            self._queues[key] = deque(entry for entry in queue if entry.alarm.key is not None)
-        self._heap = [entry for entry in self._heap if entry.alarm.key is not None]
+            self._queues[key] = deque(alarm for alarm in queue if alarm.key is not None)
+        self._heap = [alarm for alarm in self._heap if alarm.key is not None]
         heapq.heapify(self._heap)
         self._count -= self._cancelled
         self._cancelled = 0

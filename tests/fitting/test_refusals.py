@@ -117,13 +117,16 @@ def test_a_budget_for_nothing_names_the_least_before_anything_is_trained(
 
 
 def test_an_untrained_model_is_refused_with_its_accuracy_beside_chance(
-    tabular: Any, quick: dict[str, Any]
+    tabular: Any, quick: dict[str, Any], tmp_path: Path
 ) -> None:
     torch.manual_seed(3)
     untrained = nn.Sequential(nn.Linear(49, 256), nn.ReLU(), nn.Linear(256, 32))
-    heads = {"label": nn.Linear(32, 10)}
+    about = refused(
+        tabular, quick, backbone=untrained, heads={"label": nn.Linear(32, 10)}, out=tmp_path
+    )
     with pytest.raises(ValueError, match=r"the same class for all would answer .* trained weights"):
-        codedinv.fit(**refused(tabular, quick, backbone=untrained, heads=heads))
+        codedinv.fit(**about)
+    assert not list(tmp_path.rglob("*.checkpoint")), "before anything is trained"
 
 
 def test_an_untrained_model_is_trained_where_that_is_asked_for(

@@ -335,6 +335,20 @@ def test_what_is_no_module_is_a_type_error() -> None:
         made("vectors", backbone=lambda x: x)
 
 
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"heads": nn.Linear(8, 1)}, "heads: expected torch modules by task, .* got a Linear"),
+        ({"code": 4}, r"code: expected a Code, such as Code\.uniform\(k=4\), got 4"),
+        ({"input_range": 3}, "input_range: expected two numbers, got 3"),
+        ({"light": nn.Linear(6, 1), "fusion": {"arrival": 1.0}}, "fusion: .* numbers, got 1.0"),
+    ],
+)
+def test_an_argument_of_another_kind_is_named(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(TypeError, match=complaint):
+        made("vectors", **changes)
+
+
 def test_weights_of_any_layout_and_precision_are_served_in_float32(tmp_path: Path) -> None:
     backbone = cnn().to(memory_format=torch.channels_last).double()
     tied = nn.Sequential(nn.Flatten(), nn.Linear(36, 36), nn.ReLU(), nn.Linear(36, 36))

@@ -238,6 +238,11 @@ def test_what_cannot_be_served_is_refused_in_plain_words(
         CodedModel.from_onnx(**arguments)
 
 
+def test_heads_that_are_not_by_task_are_named() -> None:
+    with pytest.raises(TypeError, match=r"heads: expected ONNX files by task, .* got 'head.onnx'"):
+        CodedModel.from_onnx(f(), "head.onnx", name="mine")  # type: ignore[arg-type]
+
+
 def test_several_inputs_or_outputs_are_named() -> None:
     two = onnx.load_from_string(f())
     two.graph.input.append(helper.make_tensor_value_info("mask", FLOAT, ("N", 6)))

@@ -5,10 +5,9 @@
 
 int main() {
   constexpr int BLOCKS = 2, BATCH = IMAGES > 1 ? IMAGES + 1 : 1, SIZE = CHANNELS * HEIGHT * WIDTH;
-  std::mt19937 random(1);
-  std::normal_distribution<float> normal;
+  emulator::Random random{1};
   std::vector<Half> given(BATCH * SIZE), out(BATCH * SIZE);
-  for (Half& number : given) number = narrow(normal(random));
+  for (Half& number : given) number = narrow(random.normal());
   // Exactly as much memory as there is to read, at an address that copies may have.
   std::unique_ptr<Chunk[]> chunks(new Chunk[BLOCKS * SPLITS * WEIGHT_BYTES / 16]);
   char* weights = reinterpret_cast<char*>(chunks.get());
@@ -16,9 +15,9 @@ int main() {
     char* at = weights + part * WEIGHT_BYTES;
     const int biases = SHARED_WEIGHT_BYTES - 2 * 4 * OWN_INNER;
     for (int i = 0; i < biases; i += 2)
-      *reinterpret_cast<Half*>(at + i) = narrow(0.02f * normal(random));
+      *reinterpret_cast<Half*>(at + i) = narrow(0.02f * random.normal());
     for (int i = biases; i < WEIGHT_BYTES; i += 4)
-      *reinterpret_cast<float*>(at + i) = 0.1f * normal(random);
+      *reinterpret_cast<float*>(at + i) = 0.1f * random.normal();
   }
   std::vector<int> iterations(BATCH * BLOCKS), leading{0, 1, 0};
   std::vector<float> residual(BATCH * BLOCKS);
