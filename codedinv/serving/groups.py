@@ -232,6 +232,8 @@ class Group:
     def lost_queries(self) -> list[int]:
         """Slots of queries that have not ended and whose own result will not come."""
         states = self.states
+        if LOST not in states:
+            return []
         return [q.slot for q in self.queries if not q.done and states[q.slot] is LOST]
 
     def pending(self) -> int:
