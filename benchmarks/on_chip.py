@@ -11,8 +11,8 @@ Needs nvcc, and Triton for its disassembler.
 from __future__ import annotations
 
 import re
-import sys
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -102,7 +102,7 @@ def trips(layout: Layout, loop: Loop, inner: list[Loop], instructions: list[str]
     steps = layout.inner // TILE_K * layout.tall
     columns = layout.last_columns // TILE_N
     if body["HMMA"]:
-        if layout.splits == 1:
+        if not layout.shared:
             if body["MUFU"]:
                 return -(-units // layout.warps)
             return columns * steps // body["HMMA"]
@@ -117,7 +117,9 @@ def trips(layout: Layout, loop: Loop, inner: list[Loop], instructions: list[str]
     if any(other in loop for other in inner):
         return layout.images
     if body["F2FP"] and body["FADD"] > 8:
-        vector = 3 if layout.stage.channels == 3 else next(v for v in (4, 2, 1) if layout.own % v == 0)
+        vector = (
+            3 if layout.stage.channels == 3 else next(v for v in (4, 2, 1) if layout.own % v == 0)
+        )
         items = layout.rows * layout.stage.width * layout.own // vector
         return -(-items // (32 * layout.warps))
     return 1

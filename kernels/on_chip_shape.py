@@ -28,6 +28,7 @@ class Layout:
         images: images of a cluster.
         bands, splits: blocks of threads of a cluster, which share its images by rows or by
             channels; one of them is 1.
+        shared: whether warps share hidden layers through shared memory, as splits must.
         warps: of a block of threads.
         tall: tiles of 16 pixels that a warp multiplies at once.
     """
@@ -36,14 +37,15 @@ class Layout:
     images: int = 1
     bands: int = 1
     splits: int = 1
+    shared: bool = False
     warps: int = 16
     tall: int = 1
 
     def __str__(self) -> str:
-        shared = f"{self.bands} bands" if self.splits == 1 else f"{self.splits} splits"
-        return (
-            f"{self.stage}, {self.images} images, {shared}, {self.warps} warps of {self.tall} tiles"
-        )
+        parts = f"{self.bands} bands" if self.splits == 1 else f"{self.splits} splits"
+        layers = "shared layers, " * self.shared
+        warps = f"{self.warps} warps of {self.tall} tiles"
+        return f"{self.stage}, {self.images} images, {parts}, {layers}{warps}"
 
     @property
     def cluster(self) -> int:
@@ -116,7 +118,7 @@ class Layout:
         pitch = self.depth + (8 if self.depth >= TILE_K else 0)
         area = (self.rows + 2 * reach) * (stage.width + 2)
         active = _round_up(self.images * area * pitch, 8) * (2 if many else 1)
-        layers = 2 * self.tiles * TILE_M * (self.inner + 8) if self.splits > 1 else 0
+        layers = 2 * self.tiles * TILE_M * (self.inner + 8) if self.shared else 0
         columns = 9 * self.own
         products = _round_up(4 * self.pixels * (columns | 1 if self.own % 2 else columns), 16)
         state = 4 * _round_up(self.images * self.rows * stage.width * self.own, 4)
@@ -133,7 +135,7 @@ class Layout:
             "BF16": int(dtype == torch.bfloat16), "CHANNELS": stage.channels,
             "HEIGHT": stage.height, "WIDTH": stage.width, "HIDDEN": stage.hidden,
             "IMAGES": self.images, "BANDS": self.bands, "SPLITS": self.splits,
-            "WARPS": self.warps, "TALL": self.tall,
+            "SHARED": int(self.shared), "WARPS": self.warps, "TALL": self.tall,
         }  # fmt: skip
         return tuple(f"-D{name}={number}" for name, number in numbers.items())
 
@@ -142,6 +144,8 @@ class Layout:
         stage = self.stage
         if self.bands > 1 and self.splits > 1:
             return "both bands and splits"
+        if self.splits > 1 and not self.shared:
+            return "splits that do not share hidden layers"
         if self.cluster > LARGEST_CLUSTER:
             return f"a cluster of {self.cluster}"
         if not 1 <= self.images <= MOST_IMAGES:

@@ -2,8 +2,9 @@
 //
 // Given by -D, as kernels/on_chip_plan.py does: BF16 (1, or 0 for float16), CHANNELS, HEIGHT, WIDTH,
 // HIDDEN, IMAGES (of a cluster), BANDS or SPLITS (blocks of threads of a cluster, which share its
-// images by rows or by channels), WARPS (of a block), TALL (tiles of 16 pixels that a warp
-// multiplies at once, so that each fragment of weights is loaded for all of them).
+// images by rows or by channels), SHARED (1 where warps share hidden layers through shared memory, as
+// splits always do), WARPS (of a block), TALL (tiles of 16 pixels that a warp multiplies at once, so
+// that each fragment of weights is loaded for all of them).
 #pragma once
 
 constexpr int quotient(int number, int by) { return (number + by - 1) / by; }
@@ -77,9 +78,10 @@ constexpr int SHARED_WEIGHT_BYTES =
     FIRST_BYTES + SECOND_BYTES + LAST_BYTES + 2 * 4 * OWN_INNER;
 constexpr int WEIGHT_BYTES = SHARED_WEIGHT_BYTES + round_up(4 * OWN, 16);
 
-// Hidden layers of all channels, where they are split: [TILES * TILE_M, INNER_PITCH].
+// Hidden layers of all channels, where they are shared: [TILES * TILE_M, INNER_PITCH].
+static_assert(SPLITS == 1 || SHARED, "blocks that split channels share hidden layers");
 constexpr int INNER_PITCH = INNER + 8;
-constexpr int LAYER = SPLITS > 1 ? TILES * TILE_M * INNER_PITCH : 0;
+constexpr int LAYER = SHARED ? TILES * TILE_M * INNER_PITCH : 0;
 
 // Numbers of x that a block keeps.
 constexpr int STATE = round_up(IMAGES * ROWS * WIDTH * OWN, 4);

@@ -1,9 +1,9 @@
 // Pass two: F(x) at each pixel is what its nine neighbours hold for it, added up.
 #pragma once
-#if SPLITS > 1
-#include "split.cuh"
+#if SHARED
+#include "shared.cuh"
 #else
-#include "banded.cuh"
+#include "registers.cuh"
 #endif
 
 // Of the image's, the first that this block keeps.
