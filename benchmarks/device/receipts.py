@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,16 @@ def adopted_tiles(card: str) -> str:
     return hashlib.sha256(json.dumps(tiles, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def driver() -> str | None:
+    """The driver's version; None where nvidia-smi does not say."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.split("\n")[0].strip() or None
+
+
 class Receipt:
     """Results of one command, kept after each, so that a killed run loses one measurement.
 
@@ -60,6 +71,7 @@ class Receipt:
                 "cudnn": torch.backends.cudnn.allow_tf32,
                 "matmul": torch.backends.cuda.matmul.allow_tf32,
             },
+            "driver": driver(),
             "kernel_sources": kernel_sources(),
             "adopted_tiles": adopted_tiles(self.device) if tuned else None,
         }

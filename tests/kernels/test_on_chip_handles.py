@@ -20,6 +20,7 @@ from codedinv.kernels import (
     prepare,
     reference,
     tuning,
+    versions,
 )
 from codedinv.kernels.on_chip_launch import Arguments, arguments_of
 from codedinv.kernels.on_chip_plan import layout_for
@@ -90,7 +91,9 @@ def test_unless_demanded_only_what_was_measured_runs_on_chip(
     try:
         prepare(blocks)(x)
         assert not launches
-        entry = {f"on_chip forward {STAGE} bfloat16": {"faster_at_batch": [[2, 2]]}}
+        times = [{"batch": 2, "ours": 1.0, "other": 2.0}]
+        found = {"times": times, "versions": versions.installed()}
+        entry = {f"on_chip forward {STAGE} bfloat16": found}
         measured.write_text(json.dumps({CARD.name: entry}))
         tuning._measured.cache_clear()
         handle = prepare(blocks)
