@@ -25,7 +25,8 @@ def page(text: str, folder: Path = TRACKED) -> str:
         ValueError: the page has no place for a table, or a receipt is missing.
     """
     tables_of = {
-        "frontend": frontend, "batches": batches, "encoder": encoder, "transport": transport
+        "frontend": frontend, "batches": batches, "encoder": encoder,
+        "formulations": formulations, "transport": transport, "decoder": decoder,
     }  # fmt: skip
     for name, write in tables_of.items():
         paths = sorted(folder.glob(f"{name}-*.json"))
@@ -94,6 +95,24 @@ def encoder(receipt: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def formulations(receipt: dict[str, Any]) -> str:
+    """Encoders of other layers: time and multiply-accumulates over the backbone's."""
+    names = list(dict.fromkeys(row["encoder"] for row in receipt["rows"]))
+    of = {(row["encoder"], row["k"]): row for row in receipt["rows"]}
+    ks = sorted({row["k"] for row in receipt["rows"]})
+    lines = [
+        "| encoder | " + " | ".join(f"k = {k}: time | MACs" for k in ks) + " |",
+        "|---|" + "---|---|" * len(ks),
+    ]
+    for name in names:
+        cells = [
+            f"{of[name, k]['encoder_over_backbone']:.1%} | {of[name, k]['macs_over_backbone']:.1%}"
+            for k in ks
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def transport(receipt: dict[str, Any]) -> str:
     """A round trip over a pipe's."""
     lines = ["| float32 values | median | p99 |", "|---|---|---|"]
@@ -101,6 +120,20 @@ def transport(receipt: dict[str, Any]) -> str:
         f"| {row['values_fp32']:,} | {row['pool_over_pipe_p50']:.2f}x "
         f"| {row['pool_over_pipe_p99']:.2f}x |"
         for row in receipt["rows"]
+    ]
+    return "\n".join(lines)
+
+
+def decoder(receipt: dict[str, Any]) -> str:
+    """A push of a large row over torch's axpy of the same, and the memory's triad over it."""
+    lines = [
+        "| float32 values | push over `add_` | unchecked push over `add_` | triad over push |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['elements_fp32']:,} | {row['push_over_add_']:.2f}x "
+        f"| {row['unchecked_over_add_']:.2f}x | {row['triad_over_push']:.2f}x |"
+        for row in receipt["large_rows"]
     ]
     return "\n".join(lines)
 
@@ -115,7 +148,7 @@ def _headed(receipt: dict[str, Any], table: str) -> str:
     return (
         f"{receipt['device']}, {machine['cores']} cores, load {machine['load_1min']:.0f} at the "
         f"end, commit {receipt['commit'][:12]}, {receipt['date']}:\n\n{table}\n\n{verdicts}"
-    )
+    ).rstrip()
 
 
 def _replaced(text: str, name: str, table: str) -> str:

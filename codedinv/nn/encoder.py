@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "silu": nn.SiLU}
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,11 @@ class EncoderConfig:
         coefficients: r rows of k parity coefficients c_ij.
         patch: side of the space-to-depth patch the network works on; 1 for vectors.
         input_channels: features made of each query; the only part whose cost grows with k.
+        margin: pixels that a feature sees on each side of its patch of an image; None: a patch.
         width: channels of the trunk.
         blocks: residual blocks of the trunk.
+        separable: the trunk's convolutions are separable, a depthwise one and a 1x1.
+        activation: "elu", or "silu", which ONNX Runtime makes a part of the convolution before it.
         normalised: queries are centred and scaled by `Encoder.fit_scale` before features are made
             of them: for queries that are not in [0, 1].
     """
@@ -31,8 +35,11 @@ class EncoderConfig:
     coefficients: tuple[tuple[float, ...], ...]
     patch: int = 4
     input_channels: int = 8
+    margin: int | None = None
     width: int = 32
     blocks: int = 2
+    separable: bool = False
+    activation: Literal["elu", "silu"] = "elu"
     normalised: bool = False
 
     def __post_init__(self) -> None:
@@ -40,6 +47,12 @@ class EncoderConfig:
             raise ValueError(f"patch: {self.patch} does not divide {self.sides or 'a vector'}")
         if not self.coefficients or len({len(row) for row in self.coefficients}) != 1:
             raise ValueError(f"coefficients: expected r equal rows, got {self.coefficients}")
+        if self.margin is not None and (len(self.sides) != 2 or self.margin < 0):
+            raise ValueError(f"margin: expected None or, for images, 0 or more, got {self.margin}")
+        if self.activation not in _ACTIVATIONS:
+            raise ValueError(
+                f"activation: expected one of {list(_ACTIVATIONS)}, got {self.activation!r}"
+            )
 
     @property
     def sides(self) -> tuple[int, ...]:
@@ -79,29 +92,25 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         pixels = config.channels * config.patch ** len(config.sides)
-        layer: Any = nn.Conv2d if len(config.sides) == 2 else nn.Conv1d
-        side = 3 if config.sides else 1  # a vector is a series of length 1
-        convolution = partial(layer, kernel_size=side, padding=side // 2)
+        width, activation = config.width, _ACTIVATIONS[config.activation]
         self.register_buffer("coefficients", torch.tensor(config.coefficients, dtype=torch.float32))
         if config.normalised:
             shape = (config.channels, *[1] * max(1, len(config.sides)))
             self.register_buffer("centre", torch.zeros(shape))
             self.register_buffer("spread", torch.ones(shape))
-        if len(config.sides) == 2:
-            self.per_query: Any = PatchConv2d(config.channels, config.input_channels, config.patch)
-        else:
-            self.per_query = convolution(pixels, config.input_channels)
-        self.project = layer(config.input_channels, config.width, 1)
+        self.per_query = self._first_layer(pixels)
+        self.activation = activation()
+        self.project = self._convolution(config.input_channels, width, 1)
         self.trunk = nn.ModuleList(
             nn.Sequential(
-                nn.ELU(),
-                convolution(config.width, config.width),
-                nn.ELU(),
-                convolution(config.width, config.width),
+                activation(),
+                *self._layer(width),
+                activation(),
+                *self._layer(width),
             )
             for _ in range(config.blocks)
         )
-        self.out = layer(config.width, pixels, 1)
+        self.out = self._convolution(width, pixels, 1)
         # Training starts from the weighted sum of the queries.
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
@@ -119,32 +128,64 @@ class Encoder(nn.Module):
 
     def forward(self, queries: Tensor) -> Tensor:
         """[B, k, *input] -> [B, r, *input]."""
-        batch, k = queries.shape[:2]
-        r = self.coefficients.shape[0]
-        flat = queries.flatten(0, 1)
+        # Only the batch is left open: sizes that the graph had to ask for cost a small call more
+        # than its arithmetic.
+        flat = queries.reshape(-1, *self.config.input_shape)
         x = self._channels_first(flat)
         if self.config.normalised:
             x = (x - self.centre) / self.spread
         if len(self.config.sides) != 2:
             x = _to_patches(x, self.config.patch)
-        features = F.elu(self.per_query(x))
-        h = self.project(self._combine(features, batch, k))
+        features = self.activation(self.per_query(x))
+        h = self.project(self._combine(features))
         for block in self.trunk:
             h = h + block(h)
-        correction = _from_patches(self.out(F.elu(h)), self.config.patch)
+        correction = _from_patches(self.out(self.activation(h)), self.config.patch)
         if self.config.normalised:
             correction = correction * self.spread
-        parity = self._combine(flat, batch, k) + correction.reshape(-1, *queries.shape[2:])
-        return parity.reshape(batch, r, *queries.shape[2:])
+        parity = self._combine(flat) + correction.reshape(-1, *self.config.input_shape)
+        return parity.reshape(-1, len(self.config.coefficients), *self.config.input_shape)
+
+    def _first_layer(self, pixels: int) -> Any:
+        """Queries -> features of each patch; images are not yet cut into patches."""
+        config = self.config
+        if len(config.sides) != 2:
+            return self._convolution(pixels, config.input_channels)
+        if config.margin is None:
+            return PatchConv2d(config.channels, config.input_channels, config.patch)
+        side = config.patch + 2 * config.margin
+        return nn.Conv2d(
+            config.channels, config.input_channels, side, config.patch, padding=config.margin
+        )
+
+    def _layer(self, width: int) -> list[nn.Module]:
+        """A convolution of the trunk, or the two of a separable one."""
+        if not self.config.separable:
+            return [self._convolution(width, width)]
+        return [
+            self._convolution(width, width, groups=width),
+            self._convolution(width, width, 1),
+        ]
+
+    def _convolution(
+        self, inputs: int, outputs: int, side: int | None = None, groups: int = 1
+    ) -> nn.Module:
+        """That keeps the size; along as many axes as queries have sides, 3 wide if not told."""
+        if side is None:
+            side = 3 if self.config.sides else 1  # a vector is a series of length 1
+        layer: Any = nn.Conv2d if len(self.config.sides) == 2 else nn.Conv1d
+        made: nn.Module = layer(inputs, outputs, side, padding=side // 2, groups=groups)
+        return made
 
     def _channels_first(self, queries: Tensor) -> Tensor:
         """Queries [B, *input] with channels and sides; a vector has one place."""
         return queries if self.config.sides else queries.flatten(1).unsqueeze(2)
 
-    def _combine(self, x: Tensor, batch: int, k: int) -> Tensor:
+    def _combine(self, x: Tensor) -> Tensor:
         """[B k, ...] -> [B r, ...]: the code's rows applied over the queries of each group."""
-        combined = torch.matmul(self.coefficients.to(x.dtype), x.reshape(batch, k, -1))
-        return combined.reshape(-1, *x.shape[1:])
+        each = [int(size) for size in x.shape[1:]]
+        groups = x.reshape(-1, len(self.config.coefficients[0]), math.prod(each))
+        return torch.matmul(self.coefficients.to(x.dtype), groups).reshape(-1, *each)
 
 
 class PatchConv2d(nn.Conv2d):

@@ -44,8 +44,11 @@ def build_recipe_encoder(recipe: Recipe, backbone: Backbone) -> Encoder:
             coefficients=rows,
             patch=settings.patch,
             input_channels=settings.input_channels,
+            margin=settings.margin,
             width=settings.width,
             blocks=settings.blocks,
+            separable=settings.separable,
+            activation=settings.activation,
         )
     )
 

@@ -78,7 +78,8 @@ class EncoderRecipe(_Section):
 
     Attributes:
         k, r: the code; r = 1 is Code.uniform(k), r > 1 Code.mds(k, r).
-        patch, input_channels, width, blocks: see nn.encoder.EncoderConfig.
+        patch, input_channels, margin, width, blocks, separable, activation: see
+            nn.encoder.EncoderConfig.
         steps, groups_per_step: each step draws this many fresh groups of k training queries.
         alike: share of the groups whose queries have one class by the light model (by the labels
             where there is none). Train as you group: 0 for queries grouped as they arrive.
@@ -88,12 +89,15 @@ class EncoderRecipe(_Section):
         autocast: bfloat16 autocast.
     """
 
-    k: int = Field(4, gt=0)
+    k: int = Field(4, gt=1)
     r: int = Field(1, gt=0)
     patch: int = Field(4, gt=0)
     input_channels: int = Field(8, gt=0)
+    margin: int | None = Field(None, ge=0)
     width: int = Field(32, gt=0)
     blocks: int = Field(2, ge=0)
+    separable: bool = False
+    activation: Literal["elu", "silu"] = "elu"
     steps: int = Field(4000, gt=0)
     groups_per_step: int = Field(64, gt=0)
     alike: float = Field(0.5, ge=0, le=1)

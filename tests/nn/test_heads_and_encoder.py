@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -25,7 +27,7 @@ def test_a_convolution_of_patches_is_one_of_pixels(
     assert macs(layer, x[:1]) == expected[0].numel() * layer.weight[0].numel()
 
 
-def _encoder(code: Code, **changes: int) -> Encoder:
+def _encoder(code: Code, **changes: Any) -> Encoder:
     torch.manual_seed(2)
     rows = tuple(tuple(row) for row in code.coefficients.tolist())
     encoder = Encoder(EncoderConfig((1, 28, 28), rows, **changes))
@@ -69,7 +71,49 @@ def test_an_untrained_encoder_gives_the_weighted_sum() -> None:
     torch.testing.assert_close(encoder(queries)[:, 0], queries.mean(1))
 
 
+# As the bundles of k = 4 and 10 have it: every layer is one that ONNX Runtime does at once.
+QUICK: dict[str, Any] = {"margin": 2, "separable": True, "activation": "silu"}
+
+
+def test_a_quick_encoder_is_still_an_encoder() -> None:
+    code = Code.uniform(5)
+    encoder = _encoder(code, input_channels=6, width=12, **QUICK)
+    queries = torch.rand(2, 5, 1, 28, 28)
+    shuffled = queries[:, torch.randperm(5)]
+    torch.testing.assert_close(encoder(queries), encoder(shuffled), rtol=1e-4, atol=1e-5)
+    again = build_encoder(encoder.config_dict())
+    again.load_state_dict(encoder.state_dict())
+    torch.testing.assert_close(again(queries), encoder(queries))
+    assert not torch.allclose(encoder(queries)[:, 0], queries.mean(1)), "what it learns counts"
+
+
+@pytest.mark.parametrize("margin", [0, 1, 2])
+def test_a_feature_sees_its_patch_and_the_margin(margin: int) -> None:
+    layer = _encoder(Code.uniform(2), margin=margin).per_query
+    x = torch.zeros(1, 1, 28, 28, requires_grad=True)
+    layer(x)[0, 0, 3, 4].backward()  # the patch of rows 12 to 15, columns 16 to 19
+    assert x.grad is not None
+    rows, columns = (x.grad[0, 0] != 0).nonzero(as_tuple=True)
+    assert (int(rows.min()), int(rows.max())) == (12 - margin, 15 + margin)
+    assert (int(columns.min()), int(columns.max())) == (16 - margin, 19 + margin)
+
+
+def test_separable_convolutions_are_the_cheaper_ones() -> None:
+    group = torch.zeros(1, 4, 1, 28, 28)
+    dense, separable = (
+        macs(_encoder(Code.uniform(4), width=48, separable=is_separable), group)
+        for is_separable in (False, True)
+    )
+    assert dense - separable == 4 * 7 * 7 * 48 * (9 * 48 - 9 - 48)
+
+
 def test_settings_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="margin: expected None or, for images, 0 or more, got -1"):
+        EncoderConfig((1, 28, 28), ((0.5, 0.5),), margin=-1)
+    with pytest.raises(ValueError, match="margin: expected None"):
+        EncoderConfig((6, 100), ((0.5, 0.5),), margin=2)
+    with pytest.raises(ValueError, match=r"activation: expected one of .*, got 'relu'"):
+        EncoderConfig((1, 28, 28), ((0.5, 0.5),), activation="relu")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="patch"):
         EncoderConfig((1, 28, 28), ((0.5, 0.5),), patch=3)
     with pytest.raises(ValueError, match="coefficients"):

@@ -10,6 +10,7 @@ import pytest
 from codedinv.data import write_idx
 from codedinv.training import fit_classifier, fit_light, load_recipe
 from codedinv.training.classifier import build_classifier
+from codedinv.training.encoder import build_recipe_encoder
 from codedinv.training.recipe import Recipe
 
 SOUND = """
@@ -76,6 +77,16 @@ def test_a_slip_names_the_key_the_expectation_and_what_came(
 @pytest.mark.parametrize("name", ["fashion-mnist", "fashion-mnist-full", "fashion-mnist-guided"])
 def test_bundled_recipes_pass(name: str) -> None:
     assert load_recipe(name).name == name
+
+
+def test_an_encoder_is_built_as_its_recipe_says(tmp_path: Path) -> None:
+    said = '[encoder]\nmargin = 2\nseparable = true\nactivation = "silu"'
+    recipe = loaded(tmp_path, ("[encoder]", said))
+    config = build_recipe_encoder(recipe, build_classifier(recipe)[0]).config
+    for name in ("input_channels", "margin", "width", "separable", "activation"):
+        assert getattr(config, name) == getattr(recipe.encoder, name), name
+    with pytest.raises(ValueError, match=r"encoder.activation: expected .*'elu' or 'silu'"):
+        loaded(tmp_path, ("[encoder]", '[encoder]\nactivation = "relu"'))
 
 
 def idx_set(folder: Path, images: np.ndarray, labels: np.ndarray) -> Path:
