@@ -72,7 +72,7 @@ class OnChipBlocks:
         self.demanded = demanded
         self._device, self._dtype = device, dtype
         stage = Stage(self.channels, 1, 1, self.hidden)
-        layouts = [Layout(stage, splits=splits) for splits in SPLITS]
+        layouts = [Layout(stage, splits=splits, shared=True) for splits in SPLITS]
         self._packs = [
             pack_on_chip(blocks, layout, dtype) for layout in layouts if layout.unfit() is None
         ]

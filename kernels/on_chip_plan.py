@@ -24,13 +24,17 @@ SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 2
 MOST_WARPS, MOST_WIDE_WARPS, LEAST_WARPS = 16, 8, 4
 NARROW = 32
 
+# Tiles up to which more warps than tiles share wide layers: one warp would go through all channels
+# of a tile alone, with nobody to hide what it waits for.
+FEW_TILES = 4
+
 # Images of at most so many pixels are shared by channels: a band of them is hardly a tile, whose
 # warp would go through all weights alone while the others wait.
 SMALL_IMAGE = 64
 
-# Tiles of 16 pixels from which on a warp takes two at once, and up to which a cluster is given more
-# images: one for each warp.
-ENOUGH_TILES, MOST_TILES = 16, 16
+# Tiles of 16 pixels from which on a warp takes two at once, where it has all channels and where
+# they are split; and up to which a cluster is given more images.
+ENOUGH_TILES, ENOUGH_SPLIT_TILES, MOST_TILES = 16, 8, 16
 
 
 def layout_for(
@@ -64,7 +68,9 @@ def _fitting(stage: Stage, capability: int, kernel: str, limit: int) -> Iterator
     small = stage.height * stage.width <= SMALL_IMAGE
     size = 1
     while size <= (LARGEST_CLUSTER if capability >= 90 else 1):
-        layout = Layout(stage, splits=size) if small else Layout(stage, bands=size)
+        layout = Layout(stage, bands=size)
+        if small and size > 1:
+            layout = Layout(stage, splits=size, shared=True)
         if layout.unfit() is None:
             layout = _warps(layout)
             if layout.shared_bytes(kernel) <= limit:
@@ -87,10 +93,13 @@ def _several(layout: Layout, batch: int, multiprocessors: int, kernel: str, limi
 def _warps(layout: Layout) -> Layout:
     """The layout with as many warps as it has work for, of two tiles each where there are many."""
     tiles = layout.tiles
-    tall = 2 if layout.bands == 1 and tiles >= ENOUGH_TILES else 1
     if layout.splits > 1:
+        tall = 2 if tiles >= ENOUGH_SPLIT_TILES else 1
         return replace(layout, tall=tall, warps=MOST_WIDE_WARPS)
+    if tiles <= FEW_TILES and layout.inner > NARROW:
+        return replace(layout, shared=True, warps=MOST_WIDE_WARPS)
+    tall = 2 if layout.bands == 1 and tiles >= ENOUGH_TILES else 1
     most = MOST_WIDE_WARPS if tall > 1 and layout.inner > NARROW else MOST_WARPS
     units = -(-tiles // tall)
     rounds = -(-units // most)
-    return replace(layout, tall=tall, warps=max(LEAST_WARPS, -(-units // rounds)))
+    return replace(layout, shared=False, tall=tall, warps=max(LEAST_WARPS, -(-units // rounds)))

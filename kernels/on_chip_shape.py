@@ -28,6 +28,7 @@ class Layout:
         images: images of a cluster.
         bands, splits: blocks of threads of a cluster, which share its images by rows or by
             channels; one of them is 1.
+        shared: whether warps share hidden layers through shared memory, as splits must.
         warps: of a block of threads.
         tall: tiles of 16 pixels that a warp multiplies at once.
     """
@@ -36,14 +37,15 @@ class Layout:
     images: int = 1
     bands: int = 1
     splits: int = 1
+    shared: bool = False
     warps: int = 16
     tall: int = 1
 
     def __str__(self) -> str:
-        shared = f"{self.bands} bands" if self.splits == 1 else f"{self.splits} splits"
-        return (
-            f"{self.stage}, {self.images} images, {shared}, {self.warps} warps of {self.tall} tiles"
-        )
+        parts = f"{self.bands} bands" if self.splits == 1 else f"{self.splits} splits"
+        layers = "shared layers, " * self.shared
+        warps = f"{self.warps} warps of {self.tall} tiles"
+        return f"{self.stage}, {self.images} images, {parts}, {layers}{warps}"
 
     @property
     def cluster(self) -> int:
@@ -59,6 +61,18 @@ class Layout:
     def own(self) -> int:
         """Channels whose x a block of threads keeps."""
         return self.stage.channels // self.splits
+
+    @property
+    def vector(self) -> int:
+        """Channels that a thread treats at once."""
+        if self.stage.channels == 3 and self.splits == 1:
+            return 3
+        return next(size for size in (4, 2, 1) if self.own % size == 0)
+
+    @property
+    def team(self) -> int:
+        """Warps that share an image outside the products."""
+        return max(1, self.warps // self.images)
 
     @property
     def inner(self) -> int:
@@ -79,7 +93,7 @@ class Layout:
     @property
     def last_columns(self) -> int:
         """Columns of the last product's weights in one block of threads, padded."""
-        return _round_up(9 * self.own, TILE_N)
+        return _round_up(9 * self.own, 2 * TILE_N)
 
     @property
     def inner_tiles(self) -> int:
@@ -116,14 +130,14 @@ class Layout:
         pitch = self.depth + (8 if self.depth >= TILE_K else 0)
         area = (self.rows + 2 * reach) * (stage.width + 2)
         active = _round_up(self.images * area * pitch, 8) * (2 if many else 1)
-        layers = 2 * self.tiles * TILE_M * (self.inner + 8) if self.splits > 1 else 0
+        layers = 2 * self.tiles * TILE_M * (self.inner + 8) if self.shared else 0
         columns = 9 * self.own
-        products = _round_up(4 * self.pixels * (columns | 1 if self.own % 2 else columns), 16)
+        products = _round_up(4 * self.pixels * (columns | 1 if self.vector % 2 else columns), 16)
         state = 4 * _round_up(self.images * self.rows * stage.width * self.own, 4)
         forward = self.shared_weight_bytes + 2 * active + 2 * layers + products + state
         if kernel == "forward":
             return forward
-        return forward + state + 16 * self.images * self.cluster * self.warps
+        return forward + state + 16 * self.images * self.cluster * self.team
 
     def defines(self, dtype: torch.dtype) -> tuple[str, ...]:
         """Compiler options that say this to shape.cuh. dtype: bfloat16 or float16."""
@@ -132,7 +146,7 @@ class Layout:
             "BF16": int(dtype == torch.bfloat16), "CHANNELS": stage.channels,
             "HEIGHT": stage.height, "WIDTH": stage.width, "HIDDEN": stage.hidden,
             "IMAGES": self.images, "BANDS": self.bands, "SPLITS": self.splits,
-            "WARPS": self.warps, "TALL": self.tall,
+            "SHARED": int(self.shared), "WARPS": self.warps, "TALL": self.tall,
         }  # fmt: skip
         return tuple(f"-D{name}={number}" for name, number in numbers.items())
 
@@ -141,6 +155,8 @@ class Layout:
         stage = self.stage
         if self.bands > 1 and self.splits > 1:
             return "both bands and splits"
+        if self.splits > 1 and not self.shared:
+            return "splits that do not share hidden layers"
         if self.cluster > LARGEST_CLUSTER:
             return f"a cluster of {self.cluster}"
         if not 1 <= self.images <= MOST_IMAGES:

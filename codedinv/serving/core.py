@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from codedinv.schemes.scheme import Plan, Source
@@ -25,6 +26,7 @@ from codedinv.serving.groups import (
     ARRIVED,
     ENCODING,
     LOST,
+    NOBODY,
     PLANNED,
     SENT,
     WAITING,
@@ -241,8 +243,14 @@ class Core:
 
     def _hurry(self, group: Group, deadline: float, left: float) -> None:
         """Closes the group in time for its parities to help a member with this deadline."""
-        round_trip = 2 * self._usual_service() if self.service.count else left / 2
-        latest = max(self.now, deadline - self.policy.deadline_margin_s - round_trip)
+        latest = deadline - self.policy.deadline_margin_s
+        if self.service.count:
+            if latest - 2 * self.service.quantile(0.9) >= group.closes_at:
+                return  # most often, and so with any usual service time
+            latest -= 2 * self._usual_service()
+        else:
+            latest -= left / 2
+        latest = max(self.now, latest)
         if latest < group.closes_at:
             self.timers.cancel(group.alarm)
             group.closes_at = latest
@@ -442,13 +450,15 @@ class Core:
             return self.fleet.pick(version, (), task.avoid, slow_too)
         group = task.group
         holders, erred = group.holders(), group.erred[task.slot]
-        never: set[int] = set()
+        never: AbstractSet[int] = NOBODY
         if self.fleet.takers(version) >= group.plan.n or task.role == "hedge":
-            never |= holders
-        if erred and self.fleet.others(version, erred):
-            never |= erred
+            never = holders
+        if erred:
+            if self.fleet.others(version, erred):
+                never = never | erred
+            holders = holders | erred
         slow_too = self.pace.slow_may_help(version, never)
-        return self.fleet.pick(version, holders | erred, never, slow_too)
+        return self.fleet.pick(version, holders, never, slow_too)
 
     def send(self, task: Task, worker: Worker) -> None:
         """Gives a worker a task."""

@@ -21,13 +21,13 @@ from codedinv.serving import actions as act
 from codedinv.serving import events as ev
 from codedinv.serving.admission import Admission, Ask, Reload
 from codedinv.serving.answers import Answer, Answers, Corrected
+from codedinv.serving.arrays import is_finite, stacked
 from codedinv.serving.coding_groups import CodingGroups
 from codedinv.serving.core import Core
 from codedinv.serving.encoding import EncoderThread
 from codedinv.serving.futures import CallbackThread
 from codedinv.serving.metrics import Metrics, Snapshot
 from codedinv.serving.policy import Policy
-from codedinv.serving.queries import is_finite
 from codedinv.serving.reloads import Reloads
 from codedinv.serving.tracing import Tracing
 from codedinv.serving.versions import CALLERS_ERRORS, Served
@@ -248,7 +248,7 @@ class Engine:
         if not places:
             return items
         try:
-            found = sort(np.stack([items[i].payload for i in places]))
+            found = sort(stacked([items[i].payload for i in places]))
         except CALLERS_ERRORS as error:  # nobody waits for it: they are grouped as they come
             self._metrics.last_error = f"light model: {type(error).__name__}: {error}"
             return items

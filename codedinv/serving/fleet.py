@@ -121,7 +121,7 @@ class Fleet:
 
     def has_room(self, version: int) -> bool:
         """Can any worker of that version take a task?"""
-        return self.with_room(version) > 0
+        return self._with_room.get(version, 0) > 0
 
     def with_room(self, version: int) -> int:
         """How many workers of that version can take a task."""

@@ -25,7 +25,7 @@ class SlotState(enum.Enum):
 FREE, PLANNED, ENCODING, WAITING, SENT, ARRIVED, LOST = SlotState
 PENDING = (PLANNED, ENCODING, WAITING, SENT)
 
-_NOBODY: frozenset[int] = frozenset()
+NOBODY: frozenset[int] = frozenset()
 
 Role = Literal["first", "retry", "hedge"]
 
@@ -174,7 +174,7 @@ class Group:
         self.attempts: list[list[Attempt]] = [[] for _ in range(plan.n)]
         self.payloads: list[Any] = [None] * plan.n
         self.sends = [0] * plan.n  # hedges are not counted
-        self.erred: list[frozenset[int]] = [_NOBODY] * plan.n  # workers that failed the slot
+        self.erred: list[frozenset[int]] = [NOBODY] * plan.n  # workers that failed the slot
         # Who gave each result: (worker, generation); None for an anchor.
         self.answerers: list[tuple[int, int] | None] = [None] * plan.n
         self.results: dict[int, Any] = {}  # while open: what the decoder gets at its close
@@ -224,18 +224,16 @@ class Group:
         """Does every data slot hold a query, none an anchor?"""
         return len(self.queries) == self.plan.k
 
-    def holders(self) -> set[int]:
+    def holders(self) -> frozenset[int]:
         """Workers that hold a slot of this group: one they have not answered yet."""
-        found = set()
-        for tried in self.attempts:
-            for attempt in tried:
-                if attempt.worker is not None:
-                    found.add(attempt.worker)
-        return found
+        found = [a.worker for tried in self.attempts for a in tried if a.worker is not None]
+        return frozenset(found) if found else NOBODY
 
     def lost_queries(self) -> list[int]:
         """Slots of queries that have not ended and whose own result will not come."""
         states = self.states
+        if LOST not in states:
+            return []
         return [q.slot for q in self.queries if not q.done and states[q.slot] is LOST]
 
     def pending(self) -> int:

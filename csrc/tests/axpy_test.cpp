@@ -114,11 +114,14 @@ void store(const Kernels& kernels, DType dtype, void* out, const void* acc, std:
 void sum_squares_is_the_squared_norm(const Kernels& kernels, std::mt19937& rng) {
   for (DType dtype : rows::kAll) {
     for (std::size_t length : kLengths) {
-      const rows::Bytes x = rows::random(dtype, length, rng);
-      double want = 0;
-      for (std::size_t i = 0; i < length; ++i) want += std::pow(rows::get(dtype, x.data(), i), 2);
-      CHECK_NEAR(kernels.sum_squares[static_cast<int>(dtype)](x.data(), length), want, 1e-5 * want);
-      CHECK_NEAR(scaled_norm(dtype, x.data(), length), std::sqrt(want), 1e-12 * std::sqrt(want));
+      for (std::size_t lead : {0u, 1u, 5u, 31u}) {
+        const rows::Bytes row = rows::random(dtype, length, rng, lead);
+        const unsigned char* x = row.data() + lead * size_of(dtype);
+        double want = 0;
+        for (std::size_t i = 0; i < length; ++i) want += std::pow(rows::get(dtype, x, i), 2);
+        CHECK_NEAR(kernels.sum_squares[static_cast<int>(dtype)](x, length), want, 1e-5 * want);
+        CHECK_NEAR(scaled_norm(dtype, x, length), std::sqrt(want), 1e-12 * std::sqrt(want));
+      }
     }
   }
 }

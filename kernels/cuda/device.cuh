@@ -12,8 +12,9 @@ struct alignas(8) Words {
 struct alignas(16) Chunk {
   unsigned word[4];
 };
+// As many bytes as one access may have: any power of two.
 template <int N>
-struct alignas(4 * N) Numbers {
+struct alignas(N % 2 ? 4 : 4 * N) Numbers {
   float at[N];
 };
 template <int N>
@@ -76,9 +77,10 @@ __device__ inline void multiply_tile(float (&sum)[4], const unsigned (&a)[4], Wo
 #else
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
 #endif
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.low), "r"(b.high));
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+      : "=f"(sum[0]), "=f"(sum[1]), "=f"(sum[2]), "=f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.low), "r"(b.high), "f"(sum[0]),
+        "f"(sum[1]), "f"(sum[2]), "f"(sum[3]));
 }
 
 // a [16, 16] from 16 rows of halves: lane l names row l % 16, from column 8 (l / 16).

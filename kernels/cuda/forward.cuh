@@ -11,25 +11,23 @@ __device__ inline int images_here(const Arguments& arguments) {
 
 // state [IMAGES, ROWS, WIDTH, OWN] <- what the launch was given.
 __device__ inline void load_images(const Arguments& arguments, float* state) {
-  for (int image = 0; image < images_here(arguments); ++image)
-    each_place(image, [&](const Place& place) {
-      const Strides& strides = arguments.given_strides;
-      const Half* at = arguments.given + global_place(strides, cluster() * IMAGES + image, place);
-      State value;
-      for (int v = 0; v < VECTOR; ++v) value.at[v] = widen(at[v * strides.channel]);
-      state_at(state, place) = value;
-    });
+  each_place_of(images_here(arguments), [&](const Place& place) {
+    const Strides& strides = arguments.given_strides;
+    const Half* at = arguments.given + global_place(strides, cluster() * IMAGES + place.image, place);
+    State value;
+    for (int v = 0; v < VECTOR; ++v) value.at[v] = widen(at[v * strides.channel]);
+    state_at(state, place) = value;
+  });
 }
 
 __device__ inline void store_images(const Arguments& arguments, float* state) {
-  for (int image = 0; image < images_here(arguments); ++image)
-    each_place(image, [&](const Place& place) {
-      const Strides& strides = arguments.out_strides;
-      Half* at = arguments.out + global_place(strides, cluster() * IMAGES + image, place);
-      const State value = state_at(state, place);
-      for (int v = 0; v < VECTOR; ++v)
-        at[v * strides.channel] = static_cast<Half>(pack(value.at[v], 0.0f));
-    });
+  each_place_of(images_here(arguments), [&](const Place& place) {
+    const Strides& strides = arguments.out_strides;
+    Half* at = arguments.out + global_place(strides, cluster() * IMAGES + place.image, place);
+    const State value = state_at(state, place);
+    for (int v = 0; v < VECTOR; ++v)
+      at[v * strides.channel] = static_cast<Half>(pack(value.at[v], 0.0f));
+  });
 }
 
 __device__ inline void forward(const Arguments& arguments) {
@@ -39,10 +37,9 @@ __device__ inline void forward(const Arguments& arguments) {
   clear_activations(memory);
   load_images(arguments, memory.x());
   meet_cluster();  // Nobody writes to activations that are yet to be cleared.
-  for (int image = 0; image < count; ++image)
-    each_place(image, [&](const Place& place) {
-      publish(memory, 0, place, state_at(memory.x(), place), arguments.leading[0]);
-    });
+  each_place_of(count, [&](const Place& place) {
+    publish(memory, 0, place, state_at(memory.x(), place), arguments.leading[0]);
+  });
   wait_for_copies();
   meet_cluster();
   for (int block = 0; block < blocks; ++block) {
@@ -51,13 +48,12 @@ __device__ inline void forward(const Arguments& arguments) {
     if (block + 1 < blocks) fetch_weights(arguments.weights, block + 1, memory);
     const float* bias = last_bias(arguments.weights, block);
     const bool begins_with_elu = arguments.leading[block + 1];
-    for (int image = 0; image < count; ++image)
-      each_place(image, [&](const Place& place) {
-        const State branch = branch_at(memory, bias, place);
-        State& x = state_at(memory.x(), place);
-        for (int v = 0; v < VECTOR; ++v) x.at[v] += branch.at[v];
-        publish(memory, block + 1, place, x, begins_with_elu);
-      });
+    each_place_of(count, [&](const Place& place) {
+      const State branch = branch_at(memory, bias, place);
+      State& x = state_at(memory.x(), place);
+      for (int v = 0; v < VECTOR; ++v) x.at[v] += branch.at[v];
+      publish(memory, block + 1, place, x, begins_with_elu);
+    });
     wait_for_copies();
     meet_cluster();
   }

@@ -45,12 +45,6 @@ __device__ inline void iterate_image(const Memory& memory, const float* bias, in
   tell(memory, turn, image, warp_sum(step2), warp_sum(norm2));
 }
 
-// Images beyond the batch are told as zeros.
-__device__ inline void tell_nothing(const Memory& memory, int turn, int count) {
-  if constexpr (IMAGES > 1)  // a cluster has one at least
-    for (int image = count; image < IMAGES; ++image) tell(memory, turn, image, 0, 0);
-}
-
 __device__ inline void store_verdicts(const Arguments& arguments, int block, int count,
                                       const Verdict& verdict) {
   if (cluster_rank() != 0 || warp() != 0 || lane() >= count) return;
@@ -72,22 +66,21 @@ __device__ inline void invert(const Arguments& arguments) {
     const float* bias = last_bias(arguments.weights, block);
     fetch_weights(arguments.weights, block, memory);
     ++turn;
-    for (int image = 0; image < count; ++image) begin_image(memory, turn, image, leading);
-    tell_nothing(memory, turn, count);
+    each_image(count, [&](int image) { begin_image(memory, turn, image, leading); });
     wait_for_copies();
     meet_cluster();
     Verdict verdict{0, 0, 0, 0, failed};
-    set_goals(memory, turn, verdict);
+    set_goals(memory, turn, count, verdict);
     for (int iteration = 1; iteration <= arguments.max_iter; ++iteration) {
       if (!lanes_where(!verdict.done)) break;
       branch_products(memory, turn);
       meet_block();
       ++turn;
-      for (int image = 0; image < count; ++image)
+      each_image(count, [&](int image) {
         iterate_image(memory, bias, turn, image, leading, verdict);
-      tell_nothing(memory, turn, count);
+      });
       meet_cluster();
-      judge(memory, turn, iteration, arguments.tolerance, verdict);
+      judge(memory, turn, count, iteration, arguments.tolerance, verdict);
     }
     store_verdicts(arguments, block, count, verdict);
     // An image that failed here is not worth iterating on in the blocks before.

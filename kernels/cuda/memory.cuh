@@ -10,7 +10,7 @@ constexpr int FORWARD_BYTES = X_AT + 4 * STATE;
 // Only an inversion has a right-hand side and sums of images.
 constexpr int Y_AT = FORWARD_BYTES;
 constexpr int SUMS_AT = Y_AT + 4 * STATE;
-constexpr int INVERSION_BYTES = SUMS_AT + 8 * 2 * IMAGES * CLUSTER * WARPS;
+constexpr int INVERSION_BYTES = SUMS_AT + 8 * 2 * IMAGES * CLUSTER * TEAM;
 
 struct Memory {
   char* base;
@@ -36,10 +36,10 @@ struct Memory {
   __device__ float* x() const { return reinterpret_cast<float*>(base + X_AT); }
   __device__ float* y() const { return reinterpret_cast<float*>(base + Y_AT); }
 
-  // [CLUSTER * WARPS] of one image in one turn: a pair of numbers from each warp of the cluster.
+  // [CLUSTER * TEAM] of one image in one turn: a pair of numbers from each warp that has it.
   __device__ Numbers<2>* sums(int turn, int image) const {
     return reinterpret_cast<Numbers<2>*>(base + SUMS_AT) +
-           ((turn % 2) * IMAGES + image) * (CLUSTER * WARPS);
+           ((turn % 2) * IMAGES + image) * (CLUSTER * TEAM);
   }
 };
 

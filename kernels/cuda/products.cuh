@@ -2,7 +2,7 @@
 //
 //   products [PIXELS, 9 OWN] = W3 elu(W2 elu(W1 * a + b1) + b2).
 //
-// banded.cuh and split.cuh put it together, for images shared by rows and by channels.
+// registers.cuh and shared.cuh put it together, by where hidden layers lie between the products.
 #pragma once
 #include "memory.cuh"
 
@@ -109,17 +109,18 @@ __device__ inline void begin_with(float (&sums)[TALL][N][4], const float* bias) 
 // Stores one tile of products; rows and columns that only fill it are left out.
 __device__ inline void store_products(float* products, const float (&sum)[4], int tile, int n) {
   const int column = n * TILE_N + lane() % 4 * 2;
+  const int columns = (n + 1) * TILE_N <= COLUMNS ? 2 : COLUMNS - column;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int m = tile * TILE_M + lane() / 4 + 8 * half;
+    if (TILES * TILE_M != PIXELS && m >= PIXELS) continue;
     float* at = products + m * PRODUCT_PITCH + column;
-    if (m >= PIXELS) continue;
     if constexpr (PRODUCT_PITCH % 2 == 0) {
-      if (column < COLUMNS)
+      if (columns > 0)
         *reinterpret_cast<Numbers<2>*>(at) = Numbers<2>{sum[2 * half], sum[2 * half + 1]};
     } else {
-      if (column < COLUMNS) at[0] = sum[2 * half];
-      if (column + 1 < COLUMNS) at[1] = sum[2 * half + 1];
+      if (columns > 0) at[0] = sum[2 * half];
+      if (columns > 1) at[1] = sum[2 * half + 1];
     }
   }
 }

@@ -33,15 +33,15 @@ struct Verdict {
 // Gives this warp's two numbers of an image to all warps of the cluster. There once all have met.
 __device__ inline void tell(const Memory& memory, int turn, int image, float first, float second) {
   if (lane() < CLUSTER)
-    store_at(lane(), memory.sums(turn, image) + cluster_rank() * WARPS + warp(),
+    store_at(lane(), memory.sums(turn, image) + cluster_rank() * TEAM + warp() % TEAM,
              Numbers<2>{first, second});
 }
 
-// The sums over all warps of what fold makes of a pair that they told of an image.
+// The sums of what fold makes of the pairs that were told of an image.
 template <typename Fold>
 __device__ inline Numbers<2> sum_told(const Memory& memory, int turn, int image, const Fold& fold) {
   Numbers<2> sum{0, 0};
-  for (int i = lane(); i < CLUSTER * WARPS; i += 32) {
+  for (int i = lane(); i < CLUSTER * TEAM; i += 32) {
     const Numbers<2> told = fold(memory.sums(turn, image)[i]);
     sum.at[0] += told.at[0];
     sum.at[1] += told.at[1];
@@ -49,11 +49,11 @@ __device__ inline Numbers<2> sum_told(const Memory& memory, int turn, int image,
   return Numbers<2>{warp_sum(sum.at[0]), warp_sum(sum.at[1])};
 }
 
-// Goals of this block of layers, from (||y||^2, its unit) of every warp.
-__device__ inline void set_goals(const Memory& memory, int turn, Verdict& verdict) {
-  for (int image = 0; image < IMAGES; ++image) {
+// Goals of this block of layers, from pairs (||y||^2, its unit).
+__device__ inline void set_goals(const Memory& memory, int turn, int count, Verdict& verdict) {
+  for (int image = 0; image < count; ++image) {
     float unit = LEAST_UNIT;
-    for (int i = lane(); i < CLUSTER * WARPS; i += 32)
+    for (int i = lane(); i < CLUSTER * TEAM; i += 32)
       unit = fmaxf(unit, memory.sums(turn, image)[i].at[1]);
     unit = warp_max(unit);
     const Numbers<2> goal = sum_told(memory, turn, image, [&](const Numbers<2>& told) {
@@ -67,12 +67,12 @@ __device__ inline void set_goals(const Memory& memory, int turn, Verdict& verdic
   }
 }
 
-// Judges an iteration, from (||step||^2, ||x_new||^2) of every warp. Not a number and sums that
+// Judges an iteration, from pairs (||step||^2, ||x_new||^2). Not a number and sums that
 // overflow count as infinitely far, so a diverging image is never done.
-__device__ inline void judge(const Memory& memory, int turn, int iteration, float tolerance,
+__device__ inline void judge(const Memory& memory, int turn, int count, int iteration, float tolerance,
                              Verdict& verdict) {
   float step2 = 0, norm2 = 0;
-  for (int image = 0; image < IMAGES; ++image) {
+  for (int image = 0; image < count; ++image) {
     const Numbers<2> sum = sum_told(memory, turn, image, [](const Numbers<2>& told) { return told; });
     if (lane() == image) {
       step2 = sum.at[0];

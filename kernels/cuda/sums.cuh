@@ -1,10 +1,14 @@
 // Pass two: F(x) at each pixel is what its nine neighbours hold for it, added up.
 #pragma once
-#if SPLITS > 1
-#include "split.cuh"
+#if SHARED
+#include "shared.cuh"
 #else
-#include "banded.cuh"
+#include "registers.cuh"
 #endif
+
+// Of the image's, the first that this block keeps.
+__device__ inline int first_row() { return BANDS > 1 ? cluster_rank() * ROWS : 0; }
+__device__ inline int first_channel() { return SPLITS > 1 ? cluster_rank() * OWN : 0; }
 
 // Some neighbouring channels of a pixel, which one thread alone reads and writes.
 struct Place {
@@ -13,21 +17,29 @@ struct Place {
   int state;               // index in x and y
 };
 
-// Visits every place of one image that belongs to this thread.
+// Visits the images, of so many, that this warp's team has.
+template <typename Visit>
+__device__ inline void each_image(int count, const Visit& visit) {
+  for (int image = warp() / TEAM; image < count; image += WARPS / TEAM) visit(image);
+}
+
+// Visits every place of one of the team's images that belongs to this thread.
 template <typename Visit>
 __device__ inline void each_place(int image, const Visit& visit) {
   constexpr int groups = OWN / VECTOR;
-  const int band = BANDS > 1 ? cluster_rank() : 0;
-  const int rows = HEIGHT - band * ROWS < ROWS ? HEIGHT - band * ROWS : ROWS;
-  for (int item = thread(); item < rows * WIDTH * groups; item += THREADS) {
+  const int rows = HEIGHT - first_row() < ROWS ? HEIGHT - first_row() : ROWS;
+  for (int item = warp() % TEAM * 32 + lane(); item < rows * WIDTH * groups; item += 32 * TEAM) {
     const int pixel = item / groups;
     visit(Place{image, pixel / WIDTH, pixel % WIDTH, item % groups * VECTOR,
                 image * (ROWS * WIDTH * OWN) + item * VECTOR});
   }
 }
 
-__device__ inline int first_row() { return BANDS > 1 ? cluster_rank() * ROWS : 0; }
-__device__ inline int first_channel() { return SPLITS > 1 ? cluster_rank() * OWN : 0; }
+// Visits every place of all this thread's images.
+template <typename Visit>
+__device__ inline void each_place_of(int count, const Visit& visit) {
+  each_image(count, [&](int image) { each_place(image, visit); });
+}
 
 using State = Numbers<VECTOR>;
 
@@ -56,18 +68,18 @@ __device__ inline State branch_at(const Memory& memory, const float* bias, const
 // cluster whose bands it reaches into, or all where channels are split.
 __device__ inline void publish(const Memory& memory, int turn, const Place& place,
                                const State& value, bool begins_with_elu) {
-  Halves<VECTOR> halves;
+  Halves<STORED> halves{};
   for (int v = 0; v < VECTOR; ++v)
     halves.at[v] = static_cast<Half>(pack(begins_with_elu ? elu(value.at[v]) : value.at[v], 0.0f));
   Half* here = memory.active(turn) + active_place(place.image, place.row, place.column) +
                first_channel() + place.channel;
   const auto give = [&](int rank, Half* to) {
-    store_at(rank, reinterpret_cast<Halves<VECTOR>*>(to), halves);
+    store_at(rank, reinterpret_cast<Halves<STORED>*>(to), halves);
   };
   if constexpr (SPLITS > 1) {
     for (int rank = 0; rank < SPLITS; ++rank) give(rank, here);
   } else {
-    *reinterpret_cast<Halves<VECTOR>*>(here) = halves;
+    *reinterpret_cast<Halves<STORED>*>(here) = halves;
     if constexpr (BANDS > 1) {
       const int band = cluster_rank();
       if (place.row < REACH && band > 0) give(band - 1, here + ROWS * ACTIVE_ROW);

@@ -38,12 +38,13 @@ COLUMN = Layout(Stage(4, 7, 1, 16), warps=1)
 SEVERAL = Layout(Stage(12, 4, 6, 40), images=2, warps=3)
 BANDED = Layout(Stage(3, 10, 6, 32), bands=4, warps=2)
 BANDED_MANY = Layout(Stage(6, 5, 4, 16), images=2, bands=2, warps=3)
-SPLIT = Layout(Stage(16, 3, 4, 64), images=3, splits=4, warps=4)
-SPLIT_PAIRS = Layout(Stage(20, 4, 2, 20), splits=2, warps=4, tall=2)
+SPLIT = Layout(Stage(16, 3, 4, 64), images=3, splits=4, shared=True, warps=4)
+SPLIT_PAIRS = Layout(Stage(20, 4, 2, 20), splits=2, shared=True, warps=4, tall=2)
+BANDED_SHARED = Layout(Stage(5, 6, 5, 48), bands=2, shared=True, warps=4)
 # Each is compiled once, for one dtype.
 LAYOUTS = {
     ALONE: BF16, ONE_CHANNEL: FP16, COLUMN: BF16, SEVERAL: BF16,
-    BANDED: BF16, BANDED_MANY: BF16, SPLIT: BF16, SPLIT_PAIRS: FP16,
+    BANDED: BF16, BANDED_MANY: BF16, SPLIT: BF16, SPLIT_PAIRS: FP16, BANDED_SHARED: FP16,
 }  # fmt: skip
 
 
@@ -99,10 +100,10 @@ def test_random_layouts_are_right() -> None:
             random.choice([1, 2, 3, 4, 5, 8, 12, 16, 24, 33]), random.randint(1, 11),
             random.randint(1, 11), random.choice([8, 16, 24, 32, 64, 72]),
         )  # fmt: skip
-        shared = {random.choice(["bands", "splits"]): random.choice([1, 2, 4, 8])}
+        cluster = {random.choice(["bands", "splits"]): random.choice([1, 2, 4, 8])}
         layout = Layout(
             stage, images=random.choice([1, 1, 2, 3]), warps=random.randint(1, 5),
-            tall=random.choice([1, 2]), **shared,
+            tall=random.choice([1, 2]), shared=random.choice([False, True]), **cluster,
         )  # fmt: skip
         if layout.unfit() is not None:
             continue

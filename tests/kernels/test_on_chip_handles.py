@@ -208,7 +208,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
 
 
 def test_a_launch_has_as_many_blocks_as_its_clusters(driver: Driver) -> None:
-    layout = Layout(Stage(16, 4, 4, 64), splits=4, warps=8)
+    layout = Layout(Stage(16, 4, 4, 64), splits=4, shared=True, warps=8)
     kernel = on_chip_driver.Kernel("forward", layout, BF16, torch.device("cuda", 0))
     x = torch.zeros(3, 16, 4, 4, dtype=BF16)
     kernel(arguments_of(x, x, x, torch.zeros(3, dtype=torch.int32)), 3)
@@ -272,7 +272,10 @@ def test_what_was_compiled_is_found_again_and_lost_with_its_sources(
 @pytest.mark.skipif(on_chip_compile.nvrtc() is None, reason="NVRTC is not installed")
 def test_nvrtc_compiles_the_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for layout in (Layout(STAGE, warps=2), Layout(Stage(16, 4, 4, 64), splits=4, warps=8)):
+    for layout in (
+        Layout(STAGE, warps=2),
+        Layout(Stage(16, 4, 4, 64), splits=4, shared=True, warps=8),
+    ):
         assert on_chip_compile.cubin(layout, BF16, 90).startswith(b"\x7fELF")
     with pytest.raises(on_chip_compile.CompileError, match="a band without rows"):
         on_chip_compile.cubin(Layout(Stage(4, 16, 4, 16), bands=5), BF16, 90)

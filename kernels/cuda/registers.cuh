@@ -1,4 +1,4 @@
-// Pass one where a block of threads has all weights: a warp takes TALL tiles of 16 pixels through
+// Pass one where hidden layers stay in registers: a warp takes TALL tiles of 16 pixels through
 // all three layers in its registers. The accumulators of one product, two columns to a lane, are
 // the left operand of the next.
 #pragma once
@@ -36,7 +36,7 @@ __device__ inline void branch_products(const Memory& memory, int turn) {
     begin_with(sums, memory.second_bias());
     multiply<INNER_TILES, INNER_STEPS>(sums, first, memory.second());
     const Layer second(sums);
-#pragma unroll 2
-    for (int n = 0; n < LAST_TILES; ++n) last_products<1>(memory, second, tile, n);
+#pragma unroll(LAST_TILES <= 4 ? 2 : 1)
+    for (int n = 0; n < LAST_TILES; n += 2) last_products<2>(memory, second, tile, n);
   }
 }

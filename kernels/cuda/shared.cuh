@@ -1,5 +1,6 @@
-// Pass one where the weights of a block are too many for one multiprocessor: each block of a
-// cluster computes some channels of each layer, for all pixels, and gives them to all the others.
+// Pass one where hidden layers go through shared memory: a warp computes some channels of a layer for
+// some tiles. So the blocks of a cluster can split channels whose weights are too many for one
+// multiprocessor, each giving its own to all; and many warps can work on few tiles.
 #pragma once
 #include "products.cuh"
 
@@ -25,17 +26,31 @@ struct Rows {
   }
 };
 
-// The place of a layer's element to every block of the cluster.
+// Stores two channels of a layer in every block that needs them; column: within this block's.
 __device__ inline void give_pair(Half* layer, int row, int column, unsigned pair) {
-  Half* at = layer + row * INNER_PITCH + cluster_rank() * OWN_INNER + column;
-  for (int rank = 0; rank < SPLITS; ++rank)
-    store_at(rank, reinterpret_cast<unsigned*>(at), pair);
+  Half* at = layer + row * INNER_PITCH + column;
+  if constexpr (SPLITS > 1) {
+    at += cluster_rank() * OWN_INNER;
+    for (int rank = 0; rank < SPLITS; ++rank)
+      store_at(rank, reinterpret_cast<unsigned*>(at), pair);
+  } else {
+    *reinterpret_cast<unsigned*>(at) = pair;
+  }
+}
+
+// Waits until a layer is there.
+__device__ inline void meet_sharers() {
+  if constexpr (SPLITS > 1) {
+    meet_cluster();
+  } else {
+    meet_block();
+  }
 }
 
 // This block's columns of layer [TILES * TILE_M, INNER] <- elu(left * weights + bias), given to
-// the cluster; left_of(tile) gives the left operand.
+// whoever shares it; left_of(tile) gives the left operand.
 template <int STEPS, typename LeftOf>
-__device__ inline void split_layer(Half* layer, const LeftOf& left_of, const Words* weights,
+__device__ inline void shared_layer(Half* layer, const LeftOf& left_of, const Words* weights,
                                    const float* bias) {
   constexpr int N = INNER_AT_ONCE, groups = INNER_TILES / N;
   for (int unit = warp(); unit < TILES / TALL * groups; unit += WARPS) {
@@ -58,14 +73,14 @@ __device__ inline void split_layer(Half* layer, const LeftOf& left_of, const Wor
 // All products of this block's channels, from the activations of a turn. They are there for all
 // threads of the block once these have met.
 __device__ inline void branch_products(const Memory& memory, int turn) {
-  split_layer<FIRST_STEPS>(
+  shared_layer<FIRST_STEPS>(
       memory.layer(0), [&](int tile) { return Gather(memory.active(turn), tile); },
       memory.first(), memory.first_bias());
-  meet_cluster();
-  split_layer<INNER_STEPS>(
+  meet_sharers();
+  shared_layer<INNER_STEPS>(
       memory.layer(1), [&](int tile) { return Rows(memory.layer(0), tile); }, memory.second(),
       memory.second_bias());
-  meet_cluster();
+  meet_sharers();
   constexpr int N = LAST_AT_ONCE, groups = LAST_TILES / N;
   for (int unit = warp(); unit < TILES / TALL * groups; unit += WARPS) {
     const int tile = unit / groups * TALL;
