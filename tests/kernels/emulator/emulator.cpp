@@ -292,8 +292,8 @@ bool run_cluster(int cluster, int shared_bytes, Random& random) {
 }  // namespace
 }  // namespace emulator
 
-// What shape.cuh makes of a layout: weights of a block in shared memory and in all, shared memory of
-// the kernels.
+// What shape.cuh makes of a layout: weights of a block in shared memory and in all, shared memory
+// of the kernels.
 extern "C" void sizes(int* numbers) {
   numbers[0] = SHARED_WEIGHT_BYTES, numbers[1] = WEIGHT_BYTES;
   numbers[2] = FORWARD_BYTES, numbers[3] = INVERSION_BYTES;
