@@ -63,6 +63,18 @@ class Layout:
         return self.stage.channels // self.splits
 
     @property
+    def vector(self) -> int:
+        """Channels that a thread treats at once."""
+        if self.stage.channels == 3 and self.splits == 1:
+            return 3
+        return next(size for size in (4, 2, 1) if self.own % size == 0)
+
+    @property
+    def team(self) -> int:
+        """Warps that share an image outside the products."""
+        return max(1, self.warps // self.images)
+
+    @property
     def inner(self) -> int:
         """Hidden channels, padded to what a product takes."""
         return _round_up(self.stage.hidden, TILE_K)
@@ -120,13 +132,12 @@ class Layout:
         active = _round_up(self.images * area * pitch, 8) * (2 if many else 1)
         layers = 2 * self.tiles * TILE_M * (self.inner + 8) if self.shared else 0
         columns = 9 * self.own
-        products = _round_up(4 * self.pixels * (columns | 1 if self.own % 2 else columns), 16)
+        products = _round_up(4 * self.pixels * (columns | 1 if self.vector % 2 else columns), 16)
         state = 4 * _round_up(self.images * self.rows * stage.width * self.own, 4)
         forward = self.shared_weight_bytes + 2 * active + 2 * layers + products + state
         if kernel == "forward":
             return forward
-        team = max(1, self.warps // self.images)
-        return forward + state + 16 * self.images * self.cluster * team
+        return forward + state + 16 * self.images * self.cluster * self.team
 
     def defines(self, dtype: torch.dtype) -> tuple[str, ...]:
         """Compiler options that say this to shape.cuh. dtype: bfloat16 or float16."""

@@ -35,7 +35,7 @@ static_assert(OWN_INNER * SPLITS == INNER && OWN_INNER % TILE_N == 0, "hidden ch
 
 // Channels that a thread treats at once, and activations that it stores: of three channels it also
 // stores the zero that fills them up to four.
-constexpr int VECTOR = CHANNELS == 3 ? 3 : OWN % 4 == 0 ? 4 : OWN % 2 == 0 ? 2 : 1;
+constexpr int VECTOR = CHANNELS == 3 && SPLITS == 1 ? 3 : OWN % 4 == 0 ? 4 : OWN % 2 == 0 ? 2 : 1;
 constexpr int STORED = VECTOR == 3 ? 4 : VECTOR;
 
 // Warps that share an image outside the products, so that those of a warp are of one image.

@@ -1,15 +1,16 @@
 """What the kernels of kernels/cuda should take on an H200 that is not here, by their machine code.
 
-    python benchmarks/on_chip.py
+    python benchmarks/predicted.py
 
 Compiles the layouts that one image and 256 images get, disassembles them, and counts what a warp
 executes in a block of layers (forward) or an iteration (inverse): instructions, weighted by how
-often the loops around them run. Writes on_chip-sm_90.json and prints the table of docs/on-chip.md.
+often the loops around them run. Writes predicted-sm-90.json, prints the table of docs/on-chip.md.
 Needs nvcc, and Triton for its disassembler.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -98,31 +99,32 @@ def trips(layout: Layout, loop: Loop, inner: list[Loop], instructions: list[str]
     body = Counter(
         text.split()[0].split(".")[0] for text in instructions[loop.first : loop.last + 1]
     )
-    units = layout.tiles // layout.tall
-    steps = layout.inner // TILE_K * layout.tall
-    columns = layout.last_columns // TILE_N
     if body["HMMA"]:
-        if not layout.shared:
-            if body["MUFU"]:
-                return -(-units // layout.warps)
-            return columns * steps // body["HMMA"]
-        whole = columns * steps if not body["MUFU"] else layout.inner_tiles * (
-            steps if body["HMMA"] <= layout.inner_tiles * steps
-            else layout.first_rows // TILE_K * layout.tall
-        )  # fmt: skip
-        return -(-units * whole // (body["HMMA"] * layout.warps))
-    if body["LDGSTS"]:
+        return product_trips(layout, body)
+    if body["LDGSTS"]:  # what its unrolled form leaves over is another loop, which runs once
         rounds = -(-layout.shared_weight_bytes // (16 * 32 * layout.warps))
         return rounds // body["LDGSTS"] if body["LDGSTS"] > 1 else 1
-    if any(other in loop for other in inner):
-        return layout.images
-    if body["F2FP"] and body["FADD"] > 8:
-        vector = (
-            3 if layout.stage.channels == 3 else next(v for v in (4, 2, 1) if layout.own % v == 0)
-        )
-        items = layout.rows * layout.stage.width * layout.own // vector
-        return -(-items // (32 * layout.warps))
+    if any(other in loop for other in inner):  # of a team's images
+        return -(-layout.images // (layout.warps // layout.team))
+    if body["F2FP"] and body["FADD"] > 8:  # of places
+        items = layout.rows * layout.stage.width * layout.own // layout.vector
+        return -(-items // (32 * layout.team))
     return 1
+
+
+def product_trips(layout: Layout, body: Counter[str]) -> int:
+    """How often the busiest warp runs a loop with products."""
+    units = layout.tiles // layout.tall
+    steps = layout.inner // TILE_K * layout.tall
+    last = layout.last_columns // TILE_N * steps  # products of a unit in the last layer
+    if not layout.shared:  # of units, through all layers; or of columns of the last
+        return -(-units // layout.warps) if body["MUFU"] else last // body["HMMA"]
+    of_unit = last
+    if body["MUFU"]:
+        second = layout.inner_tiles * steps
+        first = layout.inner_tiles * layout.first_rows // TILE_K * layout.tall
+        of_unit = second if body["HMMA"] <= second else first
+    return -(-units * of_unit // (body["HMMA"] * layout.warps))
 
 
 def executed(layout: Layout, instructions: list[str], loops: list[Loop]) -> Counter[str]:
@@ -171,14 +173,14 @@ def predicted(layout: Layout, kernel: str, batch: int, count: Counter[str]) -> d
     }  # fmt: skip
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as markdown."""
+def table(content: dict[str, Any]) -> str:
+    """The receipt as markdown."""
     lines = [
         "| kernel, batch | layout | instructions of a warp | issue / shared / tensor / exp, cycles "
         "| waves | predicted us |",
         "|---|---|---|---|---|---|",
     ]
-    for row in rows:
+    for row in content["results"]:
         busy = " / ".join(str(row[key]) for key in ("issue", "shared", "tensor", "exponentials"))
         lines.append(
             f"| {row['kernel']} {row['batch']} | {row['layout']} | {row['instructions']} | {busy} "
@@ -198,8 +200,8 @@ def main() -> None:
                     assert isinstance(layout, Layout), layout
                     code = program(disassembled(layout, Path(folder)), kernel)
                     rows.append(predicted(layout, kernel, batch, executed(layout, *code)))
-    write_receipt("on_chip", {"method": __doc__, "results": rows}, f"sm_{CAPABILITY}")
-    print(table(rows))
+    path = write_receipt("predicted", {"results": rows}, f"sm_{CAPABILITY}")
+    print(table(json.loads(path.read_text())))
 
 
 if __name__ == "__main__":
