@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import ctypes
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -169,16 +171,26 @@ def test_cards_that_cannot_hold_a_stage_refuse_it() -> None:
     assert "compute capability 7.5" in str(layout_for(narrow, 1, 40, 75, "forward"))
 
 
+# What cannot be done in a thread without a context, and what the driver says then.
+NEED_A_CONTEXT = {"cuModuleLoadData", "cuModuleGetFunction", "cuFuncSetAttribute", "cuLaunchKernel"}
+INVALID_CONTEXT = 201
+
+
 class Driver:
-    """The CUDA driver, as it is called."""
+    """The CUDA driver, as it is called. A thread begins without a context."""
 
     def __init__(self, refused: str = "") -> None:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.refused = refused
+        self.current = threading.local()
 
     def __getattr__(self, name: str) -> Callable[..., int]:
         def call(*arguments: Any) -> int:
             self.calls.append((name, arguments))
+            if name == "cuCtxSetCurrent":
+                self.current.context = arguments[0]
+            if name in NEED_A_CONTEXT and not hasattr(self.current, "context"):
+                return INVALID_CONTEXT
             if name == "cuLaunchKernel":
                 pointer = ctypes.cast(arguments[9][0], ctypes.POINTER(Arguments))
                 self.batch = pointer.contents.batch
@@ -200,6 +212,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     found = Driver()
     monkeypatch.setattr(on_chip_driver, "_driver", lambda: found)
     monkeypatch.setattr(on_chip_driver, "cubin", lambda *_: b"cubin")
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(torch.cuda, "device", Context)
     stream = type("Stream", (), {"cuda_stream": 77})
@@ -213,11 +226,21 @@ def test_a_launch_has_as_many_blocks_as_its_clusters(driver: Driver) -> None:
     x = torch.zeros(3, 16, 4, 4, dtype=BF16)
     kernel(arguments_of(x, x, x, torch.zeros(3, dtype=torch.int32)), 3)
     names = [name for name, _ in driver.calls]
-    assert names == ["cuModuleLoadData", "cuModuleGetFunction", "cuFuncSetAttribute",
-                     "cuLaunchKernel"]  # fmt: skip
+    assert names == ["cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent",
+                     "cuModuleLoadData", "cuModuleGetFunction", "cuFuncSetAttribute",
+                     "cuCtxSetCurrent", "cuLaunchKernel"]  # fmt: skip
     _, *grid_and_more = driver.calls[-1][1]
     assert grid_and_more[:7] == [12, 1, 1, 256, 1, 1, layout.shared_bytes("forward")]
     assert grid_and_more[7].value == 77
+    assert driver.batch == 3
+
+
+def test_a_thread_that_never_called_cuda_can_launch(driver: Driver) -> None:
+    kernel = on_chip_driver.Kernel("forward", Layout(STAGE), BF16, torch.device("cuda", 0))
+    x = torch.zeros(3, 4, 4, 4, dtype=BF16)
+    arguments = arguments_of(x, x, x, torch.zeros(3, dtype=torch.int32))
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(kernel, arguments, 3).result()
     assert driver.batch == 3
 
 
