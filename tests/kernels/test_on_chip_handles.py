@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -162,6 +163,27 @@ def test_every_stage_has_a_layout_on_every_card_that_has_clusters() -> None:
                     assert layout.unfit() is None
                     assert layout.shared_bytes(kernel) <= 227 << 10
                     assert 32 * layout.warps <= 512
+
+
+@pytest.mark.parametrize("stage", [Stage(16, 1, 1, 64), Stage(3, 2, 2, 16)], ids=str)
+@pytest.mark.parametrize("capability", [80, 90, 120])
+def test_however_many_tiny_images_there_are_a_lane_speaks_for_each(
+    stage: Stage, capability: int
+) -> None:
+    for batch in (1056, 8448, 2**20):
+        layout = layout_for(stage, batch, 132, capability, "forward")
+        assert isinstance(layout, Layout)
+        assert layout.unfit() is None
+
+
+@pytest.mark.parametrize("max_iter", [2**31, sys.maxsize])
+def test_as_many_iterations_as_one_likes_are_not_none(launches: Launches, max_iter: int) -> None:
+    x, blocks = draw(1)
+    found, iterations, residual = prepare(blocks, on_chip=True).invert(x, 1e-2, max_iter)
+    exact = cast(blocks, torch.float64, CPU)
+    assert bool((iterations > 0).all())
+    assert relative_error(reference.residual_blocks(found.double(), exact), x) < 5e-2
+    assert bool((residual > 0).all())
 
 
 def test_cards_that_cannot_hold_a_stage_refuse_it() -> None:
