@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import pwd
 import sys
 import threading
 from collections.abc import Callable
@@ -278,10 +279,10 @@ def test_without_nvrtc_compiling_says_where_it_comes_from(monkeypatch: pytest.Mo
         on_chip_compile.cubin(Layout(STAGE), BF16, 90)
 
 
-def test_what_was_compiled_is_found_again_and_lost_with_its_sources(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    compiled: list[tuple[str, ...]] = []
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, ...]]:
+    """Options of each compilation, of sources in tmp_path / "cuda", kept in tmp_path / "cache"."""
+    options: list[tuple[str, ...]] = []
 
     class Nvrtc:
         def nvrtcVersion(self, *_: object) -> int:
@@ -290,8 +291,8 @@ def test_what_was_compiled_is_found_again_and_lost_with_its_sources(
         def __getattr__(self, name: str) -> Any:
             return type("Function", (), {})()
 
-    def compile_(_: object, options: tuple[str, ...]) -> bytes:
-        compiled.append(options)
+    def compile_(_: object, given: tuple[str, ...]) -> bytes:
+        options.append(given)
         return b"\x7fELF"
 
     sources = tmp_path / "cuda"
@@ -301,17 +302,60 @@ def test_what_was_compiled_is_found_again_and_lost_with_its_sources(
     monkeypatch.setattr(on_chip_compile, "SOURCES", sources)
     monkeypatch.setattr(on_chip_compile, "nvrtc", Nvrtc)
     monkeypatch.setattr(on_chip_compile, "_compile", compile_)
+    return options
+
+
+def test_what_was_compiled_is_found_again_and_lost_with_its_sources(
+    compiled: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for _ in range(2):
         assert on_chip_compile.cubin(Layout(STAGE), BF16, 90) == b"\x7fELF"
     assert len(compiled) == 1
     on_chip_compile.cubin(Layout(STAGE), BF16, 100)
     on_chip_compile.cubin(Layout(STAGE), torch.float16, 90)
-    (sources / "stage.cu").write_text("two")
+    (tmp_path / "cuda" / "stage.cu").write_text("two")
     on_chip_compile.cubin(Layout(STAGE), BF16, 90)
     assert len(compiled) == 4
     # A folder that cannot be written costs a compilation, not an answer.
-    monkeypatch.setenv("XDG_CACHE_HOME", str(sources / "stage.cu"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cuda" / "stage.cu"))
     assert on_chip_compile.cubin(Layout(STAGE), BF16, 90) == b"\x7fELF"
+
+
+@pytest.mark.parametrize("left", [b"", b"\x7fELF", bytes(36)], ids=["none", "short", "zeros"])
+def test_a_kept_kernel_that_was_spoilt_is_compiled_anew(
+    compiled: list[tuple[str, ...]], tmp_path: Path, left: bytes
+) -> None:
+    on_chip_compile.cubin(Layout(STAGE), BF16, 90)
+    (kept,) = tmp_path.glob("cache/codedinv/on_chip/*")
+    kept.write_bytes(left)
+    for _ in range(2):
+        assert on_chip_compile.cubin(Layout(STAGE), BF16, 90) == b"\x7fELF"
+    assert len(compiled) == 2
+
+
+def test_a_full_disk_gets_no_fuller(
+    compiled: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def replace(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(on_chip_compile.os, "replace", replace)
+    assert on_chip_compile.cubin(Layout(STAGE), BF16, 90) == b"\x7fELF"
+    assert compiled
+    assert not list(tmp_path.glob("cache/codedinv/on_chip/*"))
+
+
+def test_a_user_without_a_home_compiles_anew(
+    compiled: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    assert on_chip_compile.cubin(Layout(STAGE), BF16, 90) == b"\x7fELF"
+    assert compiled
 
 
 @pytest.mark.skipif(on_chip_compile.nvrtc() is None, reason="NVRTC is not installed")
