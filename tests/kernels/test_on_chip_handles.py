@@ -318,6 +318,20 @@ def test_a_driver_that_refuses_is_heard(driver: Driver) -> None:
         on_chip_driver.Kernel("forward", Layout(STAGE), BF16, torch.device("cuda", 0))
 
 
+@pytest.mark.parametrize(("cuda", "major"), [("13.0", 13), ("12.8", 12)])
+def test_nvrtc_is_that_of_torchs_cuda(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: str, major: int
+) -> None:
+    for name in ("cu13/lib/libnvrtc.so.13", "cuda_nvrtc/lib/libnvrtc.so.12"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+        (tmp_path / name).with_name(f"libnvrtc-builtins.so.{cuda}").touch()
+    wheels = type("Wheels", (), {"submodule_search_locations": [str(tmp_path)]})
+    monkeypatch.setattr(on_chip_compile, "find_spec", lambda _: wheels)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert on_chip_compile._candidates()[0].endswith(f"/libnvrtc.so.{major}")
+
+
 def test_without_nvrtc_compiling_says_where_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_chip_compile, "nvrtc", lambda: None)
     with pytest.raises(on_chip_compile.CompileError, match="comes with torch for CUDA"):
