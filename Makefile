@@ -48,6 +48,7 @@ test: test-cpp ## the everyday tests: C++ under sanitizers, then Python
 	  wait $$kernels; kernels=$$?; cat build/test-kernels.log; [ $$models = 0 ] && [ $$kernels = 0 ]
 
 test-all: test-cpp ## all tests that need no GPU and no other server
+	build/asan/csrc/tests/fuzz_test 30 $$(date +%s)
 	$(BIN)/python -m pytest -m "not servers and not gpu"
 
 # Others' servers have requirements that ours do not share: each lives in an environment of its own.

@@ -91,6 +91,15 @@ def by_kind(trials: int) -> dict[str, int]:
     return {name: round(value) for name, value in medians(pushers, trials).items()}
 
 
+def tails(trials: int) -> dict[str, int]:
+    """Push of one element less than whole vectors, beside whole ones."""
+    pushers = {
+        str(length): Pusher(StreamingDecoder(Code.uniform(10), length), 10, random_row(length))
+        for length in (767, 768)
+    }
+    return {name: round(value) for name, value in medians(pushers, trials).items()}
+
+
 def recovery(trials: int) -> dict[str, int]:
     """Nanoseconds from the k-th result to the recovered embedding, beside decoding all at once."""
     results: dict[str, int] = {}
@@ -119,6 +128,7 @@ def main() -> int:
     trials = arguments.trials
     torch.set_num_threads(1)
     flat = flat_in_k(trials)
+    of_tails = tails(trials)
     typical = next(row for row in flat if row["elements_fp32"] == 3072)
     bars = [
         bar(
@@ -138,6 +148,12 @@ def main() -> int:
             typical["numpy_over_ours"],
             2.0,
             at_most=False,
+        ),
+        bar(
+            "push of 767 fp32, whose last vector is not full, over 768",
+            of_tails["767"] / of_tails["768"],
+            1.1,
+            at_most=True,
         ),
     ]
     large = large_rows()
@@ -174,6 +190,7 @@ def main() -> int:
         "bars": bars,
         "flat_in_k": flat,
         "push_ns_3072_k10": by_kind(trials),
+        "push_ns_tails": of_tails,
         "recover_ns_3072_r1": recovery(trials),
         "large_rows": large,
         "recover_r4_1048576": recovered,

@@ -24,6 +24,7 @@ pieces:
   forward-NETWORK-DTYPE, inverse-NETWORK-DTYPE, power-NETWORK
   serving-NETWORK-DTYPE    queries/s, p50 and p99 of a worker at batch 1, 8, 64 with torch eager,
             compiled and our kernels, and of a whole server
+  on_chip-NETWORK-DTYPE    the kernels of kernels/cuda beside the Triton ones, stage by stage
   bars      the bars against the receipts of cifar, as a table; also FOLDER/bars.md
             NETWORK: cifar mnist-full fashion-mnist-full fashion-mnist
             DTYPE: float32 bfloat16 float16
@@ -75,7 +76,7 @@ default_pieces() {
   # Inversions first: torch.compile, at the end of each forward, takes minutes.
   PIECES+=(inverse-cifar-bfloat16 inverse-cifar-float32)
   PIECES+=(forward-cifar-bfloat16 forward-cifar-float32)
-  PIECES+=(bars serving-cifar-float32 serving-cifar-bfloat16)
+  PIECES+=(bars on_chip-cifar-bfloat16 adopt serving-cifar-float32 serving-cifar-bfloat16)
   PIECES+=(crossover-cifar-bfloat16 crossover-cifar-float32 adopt power-cifar)
   PIECES+=(inverse-cifar-float16 forward-cifar-float16)
   for network in mnist-full fashion-mnist-full fashion-mnist; do
@@ -131,7 +132,7 @@ run_piece() {
     test) tests ;;
     sanitize|ceilings|adopt|bars) measure "$1" ;;
     power-*) measure power --network "${1#power-}" ;;
-    forward-*|inverse-*|tune-*|crossover-*|serving-*)
+    forward-*|inverse-*|tune-*|crossover-*|serving-*|on_chip-*)
       what=${1%%-*} rest=${1#*-}
       measure "$what" --network "${rest%-*}" --dtype "${rest##*-}" ;;
     *) echo "device.sh: unknown piece $1" >&2; return 2 ;;

@@ -25,6 +25,7 @@ from device.bars import show_bars
 from device.comparisons import measure_forward, measure_inverse
 from device.crossover import measure_crossover
 from device.networks import NETWORKS, REHEARSAL
+from device.on_chip import measure_on_chip
 from device.options import BATCHES, DTYPES, Options, OutOfTime
 from device.power import measure_power
 from device.roofline import measure_ceilings
@@ -35,8 +36,8 @@ from device.tune import measure_tune
 COMMANDS = {
     "smoke": smoke, "sanitize": sanitize, "ceilings": measure_ceilings, "tune": measure_tune,
     "adopt": adopt, "crossover": measure_crossover, "forward": measure_forward,
-    "inverse": measure_inverse, "power": measure_power, "serving": measure_serving,
-    "bars": show_bars,
+    "inverse": measure_inverse, "on_chip": measure_on_chip, "power": measure_power,
+    "serving": measure_serving, "bars": show_bars,
 }  # fmt: skip
 WITHOUT_A_GPU = ("adopt", "bars")
 OUT_OF_TIME = 124

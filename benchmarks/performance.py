@@ -26,7 +26,7 @@ def page(text: str, folder: Path = TRACKED) -> str:
     """
     tables_of = {
         "frontend": frontend, "batches": batches, "encoder": encoder,
-        "formulations": formulations, "transport": transport,
+        "formulations": formulations, "transport": transport, "decoder": decoder,
     }  # fmt: skip
     for name, write in tables_of.items():
         paths = sorted(folder.glob(f"{name}-*.json"))
@@ -120,6 +120,20 @@ def transport(receipt: dict[str, Any]) -> str:
         f"| {row['values_fp32']:,} | {row['pool_over_pipe_p50']:.2f}x "
         f"| {row['pool_over_pipe_p99']:.2f}x |"
         for row in receipt["rows"]
+    ]
+    return "\n".join(lines)
+
+
+def decoder(receipt: dict[str, Any]) -> str:
+    """A push of a large row over torch's axpy of the same, and the memory's triad over it."""
+    lines = [
+        "| float32 values | push over `add_` | unchecked push over `add_` | triad over push |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['elements_fp32']:,} | {row['push_over_add_']:.2f}x "
+        f"| {row['unchecked_over_add_']:.2f}x | {row['triad_over_push']:.2f}x |"
+        for row in receipt["large_rows"]
     ]
     return "\n".join(lines)
 

@@ -87,9 +87,9 @@ double scaled_norm(DType dtype, const void* x, std::size_t n) {
   if (dtype == DType::f64) {
     largest = 0;
     for (std::size_t i = 0; i < n; ++i) {
-      largest = std::max(largest, std::abs(static_cast<const double*>(x)[i]));
+      largest = std::max(largest, std::abs(static_cast<const double*>(x)[i]));  // passes NaN over
     }
-    if (largest == 0) return 0;
+    if (largest == 0) largest = 1;
   }
   double sum = 0;
   for (std::size_t i = 0; i < n; ++i) {

@@ -41,7 +41,8 @@ struct Kernels {
 
 // True if no element is NaN or infinite. Bit tests only, so it holds where squares overflow.
 bool all_finite(DType dtype, const void* x, std::size_t n);
-// Euclidean norm without overflow; slow, for the rows whose squares overflow the fast sum.
+// Euclidean norm without overflow, not finite where an element is not; slow, for the rows whose
+// squares overflow the fast sum.
 double scaled_norm(DType dtype, const void* x, std::size_t n);
 
 // Every variant compiled in, best first; the last one is the baseline and always supported.

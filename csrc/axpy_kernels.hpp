@@ -59,13 +59,27 @@ void axpy(void* acc_row, double coefficient, const void* x_row, std::size_t n) {
   }
 }
 
+// Elements before the first vector of a row that straddles no cache line; none of a short row,
+// where they would cost more than they save.
+template <class V, class Stored>
+std::size_t lead_of(const Stored* x, std::size_t n) {
+  constexpr std::size_t kStep = V::width * sizeof(Stored);
+  const std::size_t past = reinterpret_cast<std::uintptr_t>(x) % kStep;
+  return past == 0 || n < 16 * V::width ? 0 : (kStep - past) / sizeof(Stored);
+}
+
 template <class V, class Stored>
 double sum_squares(const void* x_row, std::size_t n) {
   const Stored* x = static_cast<const Stored*>(x_row);
   // Blocks keep fp32 partial sums short: 8 accumulators of at least 4 lanes over 4,096 elements.
   constexpr std::size_t kBlock = 4096;
   double total = 0;
-  for (std::size_t i = 0; i < n;) {
+  std::size_t i = lead_of<V>(x, n);
+  if (i > 0) {
+    const auto value = V::load_first(x, i);
+    total = static_cast<double>(V::sum(V::multiply(value, value)));
+  }
+  while (i < n) {
     const std::size_t end = n - i < kBlock ? n : i + kBlock;
     VectorOf<V> sums[8];
     for (auto& sum : sums) sum = V::broadcast(0);

@@ -48,32 +48,36 @@ void check_device(int type) {
                         std::to_string(type) + (type == kCuda ? " (CUDA)" : ""));
 }
 
-// The exchange API of a type, or null. Looking it up costs as much as an export, so the types met
-// first are remembered; each is kept alive, so that no other can take its address.
-const ExchangeApi* exchange_api_of(PyTypeObject* type) {
-  struct Known {
-    PyTypeObject* type;
-    const ExchangeApi* api;
-  };
-  static Known known[8] = {};  // guarded by the GIL
-  for (const Known& entry : known) {
-    if (entry.type == type) return entry.api;
+// What is asked of every tensor of a type: looking it up costs as much as an export.
+struct Known {
+  py::object type;
+  const ExchangeApi* api = nullptr;  // null where it has none
+  py::object is_neg;                 // torch's method, None or null where there is none
+};
+
+Known looked_up(const py::object& type) {
+  const py::object capsule = py::getattr(type, "__dlpack_c_exchange_api__", py::none());
+  if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return {type, nullptr, {}};
+  const auto* api =
+      static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  if (api->major != 1 || api->export_borrowed == nullptr) return {type, nullptr, {}};
+  return {type, api, py::getattr(type, "is_neg", py::none())};
+}
+
+// The types met first are remembered for good, so that no other can take the address of one;
+// `other` holds what is said of any further type.
+const Known& known_of(PyTypeObject* type, Known& other) {
+  static auto* const remembered = new Known[8];  // guarded by the GIL; outlives the interpreter
+  auto* object = reinterpret_cast<PyObject*>(type);
+  Known* entry = remembered;
+  for (; entry != remembered + 8 && entry->type; ++entry) {
+    if (entry->type.ptr() == object) return *entry;
   }
-  const py::object capsule =
-      py::getattr(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__", py::none());
-  const ExchangeApi* api = nullptr;
-  if (PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) {
-    api =
-        static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-    if (api->major != 1 || api->export_borrowed == nullptr) api = nullptr;
-  }
-  for (Known& entry : known) {
-    if (entry.type != nullptr) continue;
-    Py_INCREF(reinterpret_cast<PyObject*>(type));
-    entry = {type, api};
-    break;
-  }
-  return api;
+  other = looked_up(py::reinterpret_borrow<py::object>(object));
+  // The look-up runs Python, which may have remembered a type meanwhile.
+  while (entry != remembered + 8 && entry->type) ++entry;
+  if (entry != remembered + 8) *entry = other;
+  return other;
 }
 
 // Result of a method without arguments; null, with no error set, where the object has none.
@@ -110,16 +114,20 @@ Borrowed::Borrowed(py::handle object) {
 }
 
 bool Borrowed::borrow_by_exchange_api(py::handle object) {
-  const ExchangeApi* api = exchange_api_of(Py_TYPE(object.ptr()));
-  if (api == nullptr) return false;
-  if (api->export_borrowed(object.ptr(), &own_) != 0) {
+  Known other;
+  const Known& known = known_of(Py_TYPE(object.ptr()), other);
+  if (known.api == nullptr) return false;
+  if (known.api->export_borrowed(object.ptr(), &own_) != 0) {
     py::error_already_set error;
     refuse(error);
   }
+  if (!known.is_neg || known.is_neg.is_none()) return true;
   // torch 2.13 exports a lazily negated tensor, such as z.conj().imag, with the wrong sign.
-  static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
-  const py::object negated = call_if_there(object, is_neg);
-  if (negated && negated.ptr() != Py_False) {
+  PyObject* arguments[] = {object.ptr()};
+  const auto negated = py::reinterpret_steal<py::object>(
+      PyObject_Vectorcall(known.is_neg.ptr(), arguments, 1, nullptr));
+  if (!negated) throw py::error_already_set();
+  if (negated.ptr() != Py_False) {
     throw py::value_error("embedding: expected a tensor without negative bit: call resolve_neg()");
   }
   return true;

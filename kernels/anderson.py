@@ -14,10 +14,11 @@ from .reference import ANDERSON_REGULARISATION
 from .solver import (
     LARGEST,
     begin_block,
-    fitting_unit,
+    judge,
     load_images,
     over_bands,
-    relative_step,
+    report,
+    scratch_of_program,
     store_images,
     tell_bands,
 )
@@ -108,6 +109,102 @@ def mix_images(
             activate(new, activated, image, pixel, exists[:, None], begins_with_elu, S)
 
 
+@triton.jit
+def safe_mix(step2, last2, secant, change2, iteration):
+    """The mix of each image, [IDS]: 0, a plain step, where the secant model is no good."""
+    mix = secant / (change2 * REGULARISATION + 1e-30)
+    # The residual grew, or sums overflowed.
+    usable = (step2 <= last2) & (step2 <= LARGEST) & (change2 <= LARGEST)
+    return tl.where(usable & (iteration > 0), mix, 0.0)
+
+
+@triton.jit
+def mixing_iteration(
+    scratch, weights, block, iteration, given, latest, last2, turn, arrivals, begins_with_elu, per,
+    done, ids, count, first_row, band, origin, S: tl.constexpr,
+):  # fmt: skip
+    """One iteration of a block on all images of a program; meets the other bands twice.
+
+    given, latest: which buffers hold the right-hand side and G(x). last2: ||step||^2 of the
+    iteration before. turn: which half of `activated` and of `sums` is written. Returns (the buffer
+    of the new G(x), ||step||^2, ||G(x)||^2 of whole images).
+    """
+    images, activated, partial, inner, counter, sums = scratch
+    branch_products(
+        activated + (1 - turn) * (S.PARTS * S.PLANE), partial, inner, weights, block, count,
+        first_row, origin, S,
+    )  # fmt: skip
+    tl.debug_barrier()
+    following = (given + 1 + iteration % 2) % 3
+    current = tl.where(iteration == 0, latest, 3)
+    parity = iteration % 2
+    step2, norm2, secant, change2 = image_of_x(
+        images + given * S.SIZE, images + current * S.SIZE, images + latest * S.SIZE,
+        images + following * S.SIZE, images + (5 - parity) * S.SIZE, images + (4 + parity) * S.SIZE,
+        partial, weights[5] + block * S.C, iteration, per, done, ids, count, first_row, origin, S,
+    )  # fmt: skip
+    told = sums + turn * (6 * S.BANDS * S.IDS)
+    tell_bands(step2, told, 2, ids, band, S)
+    tell_bands(norm2, told, 3, ids, band, S)
+    tell_bands(secant, told, 4, ids, band, S)
+    tell_bands(change2, told, 5, ids, band, S)
+    meet(counter, arrivals, S.BANDS)
+    step2 = over_bands(step2, told, 2, ids, S)
+    norm2 = over_bands(norm2, told, 3, ids, S)
+    secant = over_bands(secant, told, 4, ids, S)
+    change2 = over_bands(change2, told, 5, ids, S)
+    mix_images(
+        images + 3 * S.SIZE, images + following * S.SIZE, images + latest * S.SIZE,
+        activated + turn * (S.PARTS * S.PLANE), safe_mix(step2, last2, secant, change2, iteration),
+        begins_with_elu, ids, count, first_row, origin, S,
+    )  # fmt: skip
+    meet(counter, arrivals + S.BANDS, S.BANDS)
+    return following, step2, norm2
+
+
+@triton.jit
+def invert_block_mixing(
+    scratch, weights, leading, block, given, failed, arrivals, tolerance, max_iter, ids, count,
+    first_row, band, origin, S: tl.constexpr,
+):  # fmt: skip
+    """Iterates until every image is done with a block, or has used up max_iter.
+
+    given: which buffer holds the right-hand side. Returns (the buffer of x, done, steps, last,
+    arrivals): of each image whether it converged, its iterations and last relative step.
+    """
+    images, activated, _, _, counter, sums = scratch
+    begins_with_elu = tl.load(leading + block) != 0
+    arrivals += S.BANDS
+    per, goal2 = begin_block(
+        images + given * S.SIZE, activated, counter, arrivals, sums, begins_with_elu, ids, count,
+        first_row, band, origin, S,
+    )  # fmt: skip
+    done = failed
+    steps = tl.full([S.IDS], 0, tl.int32)
+    last = tl.full([S.IDS], 0, tl.float32)
+    last2 = tl.full([S.IDS], 0, tl.float32)
+    latest = given
+    # Which half of `activated` and of `sums` is read next; the other is written meanwhile.
+    turn = block * 0
+    iteration = block * 0
+    active = tl.sum(1 - done, axis=0)
+    while (iteration < max_iter) & (active > 0):
+        origin = hidden_zero(iteration, max_iter, S)
+        turn = 1 - turn
+        latest, step2, norm2 = mixing_iteration(
+            scratch, weights, block, iteration, given, latest, last2, turn, arrivals + S.BANDS,
+            begins_with_elu, per, done, ids, count, first_row, band, origin, S,
+        )  # fmt: skip
+        arrivals += 2 * S.BANDS
+        last2 = tl.where(norm2 <= LARGEST, step2, float("inf"))
+        iteration += 1
+        per, goal2, done, steps, last = judge(
+            step2, norm2, per, goal2, done, steps, last, iteration, tolerance
+        )
+        active = tl.sum(1 - done, axis=0)
+    return latest, done, steps, last, arrivals
+
+
 @triton.jit(do_not_specialize=["batch", "blocks", "max_iter"])
 def anderson_kernel(
     y, out, iterations, residual, images, activated, partial, inner, counters, sums,
@@ -116,17 +213,13 @@ def anderson_kernel(
 ):  # fmt: skip
     """out <- x with blocks(x) = y; iterations and residual [batch, blocks].
 
-    Scratch: `launch.Plan` says what of which size.
+    Scratch: `launch.Plan` says what of which size. Of the first three buffers of images one holds
+    the right-hand side of a block; G(x) rotates through the others. The fourth holds x, the last
+    two the steps.
     """
+    scratch = scratch_of_program(images, activated, partial, inner, counters, sums, 6, S)
+    weights = w1, b1, w2, b2, w3, b3
     ids = tl.arange(0, S.IDS)
-    program = tl.program_id(0).to(tl.int64)
-    partial += program * (9 * S.C * S.STRIDE)
-    inner += program * (S.PARTS * S.BLOCK_M * S.N)
-    group = program // S.BANDS
-    images += group * (6 * S.SIZE)
-    activated += group * (2 * S.PARTS * S.PLANE)
-    sums += group * (12 * S.BANDS * S.IDS)
-    counter = counters + group
     band = tl.program_id(0) % S.BANDS
     first_row = band * S.ROWS
     arrivals = 0
@@ -137,89 +230,24 @@ def anderson_kernel(
         count = tl.minimum(batch - first_image, S.IMAGES)
         origin = hidden_zero(first_image, batch, S)
         failed = (ids >= count).to(tl.int32)
-        # Which of the first three buffers holds the right-hand side; G(x) rotates through the
-        # others. The fourth holds x, the last two the steps.
         given = task * 0
         load_images(
-            y, y_image, y_pixel, y_channel, images, first_image, count, first_row, origin, S
+            y, y_image, y_pixel, y_channel, scratch[0], first_image, count, first_row, origin, S
         )  # fmt: skip
         tl.debug_barrier()
         for reverse in range(blocks):
             block = blocks - 1 - reverse
-            begins_with_elu = tl.load(leading + block) != 0
-            # Which half of `activated` and of `sums` is read next; the other is written meanwhile.
-            turn = task * 0
-            arrivals += S.BANDS
-            per, goal2 = begin_block(
-                images + given * S.SIZE, activated, counter, arrivals, sums, begins_with_elu,
+            given, done, steps, last, arrivals = invert_block_mixing(
+                scratch, weights, leading, block, given, failed, arrivals, tolerance, max_iter,
                 ids, count, first_row, band, origin, S,
             )  # fmt: skip
-            done = failed
-            steps = tl.full([S.IDS], 0, tl.int32)
-            last = tl.full([S.IDS], 0, tl.float32)
-            last2 = tl.full([S.IDS], 0, tl.float32)
-            latest = given
-            iteration = task * 0
-            active = tl.sum(1 - done, axis=0)
-            while (iteration < max_iter) & (active > 0):
-                origin = hidden_zero(iteration, max_iter, S)
-                branch_products(
-                    activated + turn * (S.PARTS * S.PLANE), partial, inner, w1, b1, w2, b2, w3,
-                    block, count, first_row, origin, S,
-                )  # fmt: skip
-                tl.debug_barrier()
-                turn = 1 - turn
-                following = (given + 1 + iteration % 2) % 3
-                current = tl.where(iteration == 0, latest, 3)
-                parity = iteration % 2
-                step2, norm2, secant, change2 = image_of_x(
-                    images + given * S.SIZE, images + current * S.SIZE, images + latest * S.SIZE,
-                    images + following * S.SIZE, images + (5 - parity) * S.SIZE,
-                    images + (4 + parity) * S.SIZE, partial, b3 + block * S.C, iteration, per,
-                    done, ids, count, first_row, origin, S,
-                )  # fmt: skip
-                told = sums + turn * (6 * S.BANDS * S.IDS)
-                tell_bands(step2, told, 2, ids, band, S)
-                tell_bands(norm2, told, 3, ids, band, S)
-                tell_bands(secant, told, 4, ids, band, S)
-                tell_bands(change2, told, 5, ids, band, S)
-                arrivals += S.BANDS
-                meet(counter, arrivals, S.BANDS)
-                step2 = over_bands(step2, told, 2, ids, S)
-                norm2 = over_bands(norm2, told, 3, ids, S)
-                secant = over_bands(secant, told, 4, ids, S)
-                change2 = over_bands(change2, told, 5, ids, S)
-                mix = secant / (change2 * REGULARISATION + 1e-30)
-                # Safeguard: where the residual grew, the secant model is no good.
-                usable = (step2 <= last2) & (step2 <= LARGEST) & (change2 <= LARGEST)
-                mix = tl.where(usable & (iteration > 0), mix, 0.0)
-                last2 = tl.where(norm2 <= LARGEST, step2, float("inf"))
-                mix_images(
-                    images + 3 * S.SIZE, images + following * S.SIZE, images + latest * S.SIZE,
-                    activated + turn * (S.PARTS * S.PLANE), mix, begins_with_elu, ids, count,
-                    first_row, origin, S,
-                )  # fmt: skip
-                arrivals += S.BANDS
-                meet(counter, arrivals, S.BANDS)
-                relative = relative_step(step2, norm2, goal2)
-                per, goal2 = fitting_unit(per, goal2, norm2)
-                iteration += 1
-                last = tl.where(done != 0, last, relative)
-                steps = tl.where(done != 0, steps, iteration)
-                done = tl.where(relative <= tolerance, 1, done)
-                active = tl.sum(1 - done, axis=0)
-                latest = following
-            # Every band has the same verdict and stores the same.
-            at = (first_image + ids).to(tl.int64) * blocks + block
-            tl.store(iterations + at, steps, mask=ids < count)
-            tl.store(residual + at, last, mask=ids < count)
+            report(iterations, residual, steps, last, first_image, count, block, blocks, ids)
             # An image that failed here is not worth iterating on in the blocks before.
             failed = tl.where(done != 0, failed, 1)
-            given = latest
         store_images(
-            images + given * S.SIZE, out, out_image, out_pixel, out_channel,
+            scratch[0] + given * S.SIZE, out, out_image, out_pixel, out_channel,
             first_image, count, first_row, origin, S,
         )  # fmt: skip
         # The next task overwrites this scratch.
         tl.debug_barrier()
-    leave(counter, arrivals, S.BANDS)
+    leave(scratch[4], arrivals, S.BANDS)

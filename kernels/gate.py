@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from functools import cache
 from importlib.util import find_spec
 
@@ -14,6 +15,11 @@ from .shapes import Stage
 from .tuning import INTERPRETER, Card
 
 logger = logging.getLogger(__name__)
+
+# Of the other's time: at most this where neither was measured.
+MARGIN = 0.9
+# Times the largest measured batch.
+FURTHEST = 2
 
 
 @cache
@@ -74,12 +80,27 @@ def kernels_apply(x: Tensor, hidden: int) -> bool:
 
 
 def measured_faster(kernel: str, stage: Stage, dtype: torch.dtype, batch: int, card: Card) -> bool:
-    """Whether a receipt shows the kernel to beat the best torch path on this card.
+    """Whether a receipt shows the kernel to beat the best other way to run this on this card.
+
+    At a measured batch its time must be below that of every other form, graphs and compiled ones
+    included. Between two measured batches both times are taken to grow linearly from one to the
+    other, and the kernel must keep a tenth of a margin. Up to twice the largest measured batch the
+    same margin must hold there, for a full card's times grow alike; beyond that, and below the
+    smallest, nothing is known.
 
     Args:
-        kernel: "forward" or "inversion".
+        kernel: "forward" or "inversion", after "on_chip " for the kernels of cuda/.
         stage, dtype, batch: the call.
         card: where.
     """
-    batches = tuning.measured_entry(card, kernel, stage, dtype).get("faster_at_batch", [])
-    return any(low <= batch <= high for low, high in batches)
+    rows = tuning.measured_entry(card, kernel, stage, dtype).get("times", [])
+    index = bisect_left(rows, batch, key=lambda row: row["batch"])
+    if index < len(rows) and rows[index]["batch"] == batch:
+        return bool(rows[index]["ours"] < rows[index]["other"])
+    if not rows or index == 0 or batch > FURTHEST * rows[-1]["batch"]:
+        return False
+    below, above = rows[index - 1], rows[min(index, len(rows) - 1)]
+    width = above["batch"] - below["batch"]
+    share = (batch - below["batch"]) / width if width else 0.0
+    ours, other = (below[key] + share * (above[key] - below[key]) for key in ("ours", "other"))
+    return bool(ours < MARGIN * other)

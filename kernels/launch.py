@@ -19,6 +19,7 @@ from .shapes import (
     padded_taps,
     padded_width,
     parts_of,
+    pixel_strides,  # noqa: F401 (the modules of kernels take it from here)
 )
 from .tuning import StageTuning
 
@@ -61,13 +62,6 @@ def programs_on(device: torch.device, tasks: int, bands: int) -> int:
         return bands * max(1, min(tasks, INTERPRETED_PROGRAMS))
     places = _multiprocessors(device) * (PROGRAMS_PER_MULTIPROCESSOR if bands == 1 else 1)
     return bands * max(1, min(tasks, places // bands))
-
-
-def pixel_strides(x: Tensor) -> tuple[int, int, int]:
-    """(image, pixel, channel) strides of x [B, C, H, W], whose pixels have one stride. In an
-    image one pixel wide that is the stride of rows; torch leaves the other at anything."""
-    image, channel, row, pixel = x.stride()
-    return image, pixel if x.shape[3] > 1 else row, channel
 
 
 _NOTHING = contextlib.nullcontext()

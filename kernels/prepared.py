@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import operators, reference, streams
 from .gate import kernels_apply
+from .on_chip import prepare_on_chip
 from .packing import check_blocks, pack
 from .reference import Block
 from .shapes import reachable_tolerance, supported_dtype
@@ -18,18 +19,22 @@ def prepare(
     blocks: Sequence[Block],
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    on_chip: bool | None = None,
 ) -> PreparedBlocks:
     """Packs blocks of one shape for serving.
 
     Args:
         blocks: (weights, leading_elu) in forward order, all of one shape, as in `residual_blocks`.
         device, dtype: where and in what they will be called; default: as the weights are.
+        on_chip: the kernels of docs/on-chip.md: True to run them or raise; None where they were
+            measured to be faster; False for never.
 
     Returns:
         A handle with a copy of the weights: later changes to `blocks` do not reach it.
 
     Raises:
-        ValueError: the blocks differ in shape, or the dtype is not a floating one.
+        ValueError: the blocks differ in shape, the dtype is not a floating one, or kernels on chip
+            are demanded where they cannot run.
     """
     if not blocks:
         raise ValueError("blocks: expected at least one block, got none")
@@ -39,7 +44,7 @@ def prepare(
         device = torch.device("cuda", torch.cuda.current_device())
     dtype = supported_dtype(first.dtype if dtype is None else dtype, "dtype")
     check_blocks(first.shape[1], blocks)
-    return PreparedBlocks(blocks, device, dtype)
+    return PreparedBlocks(blocks, device, dtype, on_chip)
 
 
 class PreparedBlocks:
@@ -53,7 +58,13 @@ class PreparedBlocks:
         device, dtype: of inputs. channels, hidden: C and M of every block.
     """
 
-    def __init__(self, blocks: Sequence[Block], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        device: torch.device,
+        dtype: torch.dtype,
+        on_chip: bool | None,
+    ) -> None:
         with torch.no_grad():
             # A copy, for a dtype or shape that the kernels do not take.
             self._blocks: list[Block] = [
@@ -61,6 +72,7 @@ class PreparedBlocks:
                 for weights, leading in blocks
             ]
             self._packed = pack(self._blocks, dtype)
+        self._on_chip = prepare_on_chip(self._blocks, device, dtype, on_chip)
         self.device, self.dtype = device, dtype
         self.channels, self.hidden = self._packed.channels, self._packed.hidden
         self._arguments = (*self._packed.tensors, self.hidden)
@@ -79,9 +91,13 @@ class PreparedBlocks:
         """y = blocks(x), [B, C, H, W] of the handle's dtype and device.
 
         Raises:
-            ValueError: x has another shape, dtype or device, or wants gradients.
+            ValueError: x has another shape, dtype or device, wants gradients, or does not fit on
+                chip where that is demanded.
         """
-        if not self._takes(x, "x"):
+        taken = self._takes(x, "x")
+        if self._on_chip is not None and self._on_chip.takes("forward", x.shape):
+            return self._on_chip.forward(x)
+        if not taken:
             return reference.residual_blocks(x, self._blocks)
         return torch.ops.codedinv.prepared_forward.default(x, *self._arguments)
 
@@ -94,12 +110,19 @@ class PreparedBlocks:
             x like y; iterations [B, blocks] int32; residual [B, blocks] float32.
 
         Raises:
-            ValueError: as for a call, or tol or max_iter is not positive.
+            ValueError: as for a call, tol or max_iter is not positive, or anderson where kernels
+                on chip are demanded, which do not mix.
         """
         tolerance = reachable_tolerance(tol, self.dtype)
         if max_iter < 1:
             raise ValueError(f"max_iter: expected at least 1, got {max_iter}")
-        if not self._takes(y, "y"):
+        taken = self._takes(y, "y")
+        if self._on_chip is not None:
+            if anderson and self._on_chip.demanded:
+                raise ValueError("anderson: expected False, for the kernels on chip do not mix")
+            if not anderson and self._on_chip.takes("inversion", y.shape):
+                return self._on_chip.inverse(y, tolerance, max_iter)
+        if not taken:
             return operators.torch_inverse(y, self._blocks, tolerance, max_iter, anderson)
         return torch.ops.codedinv.prepared_inverse.default(
             y, *self._arguments, tolerance, max_iter, anderson
@@ -119,22 +142,27 @@ class PreparedBlocks:
         seen = set()
         for batch in batches:
             shape = torch.Size((batch, self.channels, height, width))
-            if not self._takes(torch.empty(shape, dtype=self.dtype, device=self.device), "x"):
-                continue
+            x = torch.zeros(shape, dtype=self.dtype, device=self.device)
+            taken = self._takes(x, "x")
             for kernel in kernels:
-                key = (
-                    kernel,
-                    operators.plan(kernel, shape, self.hidden, self.dtype, self.device).sizes,
-                )
-                if key in seen:
+                key = self._compiled(kernel, shape, taken)
+                if key is None or key in seen:
                     continue
                 seen.add(key)
-                x = torch.zeros(shape, dtype=self.dtype, device=self.device)
                 if kernel == "stage":
                     self(x)
                 else:
                     self.invert(x, max_iter=1)
         return len(seen)
+
+    def _compiled(self, kernel: str, shape: torch.Size, taken: bool) -> object:
+        """What kernel "stage" or "inversion" compiles for a batch; None if nothing."""
+        name = "forward" if kernel == "stage" else kernel
+        if self._on_chip is not None and self._on_chip.takes(name, shape):
+            return name, self._on_chip.layout(name, shape)
+        if not taken:
+            return None
+        return kernel, operators.plan(kernel, shape, self.hidden, self.dtype, self.device).sizes
 
     def _takes(self, x: Tensor, name: str) -> bool:
         """Whether the kernels take x, once it has been checked."""

@@ -15,9 +15,55 @@ from torch import Tensor
 
 from .launch import Plan, device_of, pixel_strides, plan_of
 from .packing import PackedBlocks
+from .solver import scratch_of_program
 from .tiles import activate, band_pixels, branch_products, branch_sums, hidden_zero, leave, meet
 from .tuning import StageTuning
 from .workspace import workspace
+
+
+@triton.jit
+def read_images(
+    x, x_image, x_pixel, x_channel, images, activated, begins_with_elu, first_image, count,
+    first_row, origin, S: tl.constexpr,
+):  # fmt: skip
+    """images [IMAGES, C, H, W] <- rows of x, in float32; activated <- elu of them, or they."""
+    c = tl.arange(0, S.CP)
+    for image in range(count):
+        source = x + (first_image + image).to(tl.int64) * x_image
+        for start in range(origin, S.ROWS * S.W, S.BLOCK):
+            _, pixel, exists = band_pixels(first_row, start, S)
+            mask = exists[:, None] & (c < S.C)[None, :]
+            at = (pixel * x_pixel)[:, None] + c[None, :] * x_channel
+            value = tl.load(source + at, mask=mask, other=0.0).to(tl.float32)
+            at = pixel[:, None] + (image * S.C + c)[None, :] * S.PIXELS
+            tl.store(images + at, value, mask=mask)
+            activate(value, activated, image, pixel, exists[:, None], begins_with_elu, S)
+
+
+@triton.jit
+def add_branch(
+    images, following, activated, partial, bias, out, out_image, out_pixel, out_channel, is_last,
+    begins_with_elu, first_image, count, first_row, origin, S: tl.constexpr,
+):  # fmt: skip
+    """images + F(x) into out if this is the last block, else into following and activated."""
+    c = tl.arange(0, S.CP)
+    for image in range(count):
+        target = out + (first_image + image).to(tl.int64) * out_image
+        for start in range(origin, S.ROWS * S.W, S.BLOCK):
+            local, pixel, exists = band_pixels(first_row, start, S)
+            branch = branch_sums(
+                partial, bias, image, local, pixel // S.W, pixel % S.W, exists, S
+            )  # fmt: skip
+            mask = exists[:, None] & (c < S.C)[None, :]
+            at = pixel[:, None] + (image * S.C + c)[None, :] * S.PIXELS
+            value = tl.load(images + at, mask=mask, other=0.0) + branch
+            if is_last:
+                at = (pixel * out_pixel)[:, None] + c[None, :] * out_channel
+                tl.store(target + at, value.to(out.dtype.element_ty), mask=mask)
+            else:
+                # Never where `value` came from: a thread may store before another reads.
+                tl.store(following + at, value, mask=mask)
+                activate(value, activated, image, pixel, exists[:, None], begins_with_elu, S)
 
 
 @triton.jit(do_not_specialize=["batch", "blocks"])
@@ -26,13 +72,11 @@ def stage_kernel(
     batch, blocks, x_image, x_pixel, x_channel, out_image, out_pixel, out_channel, S: tl.constexpr,
 ):  # fmt: skip
     """out <- all blocks of x. Scratch: `launch.Plan` says what of which size."""
-    c = tl.arange(0, S.CP)
-    program = tl.program_id(0).to(tl.int64)
-    partial += program * (9 * S.C * S.STRIDE)
-    inner += program * (S.PARTS * S.BLOCK_M * S.N)
-    group = program // S.BANDS
-    images += group * (2 * S.SIZE)
-    activated += group * (2 * S.PARTS * S.PLANE)
+    images, activated, partial, inner, counter, _ = scratch_of_program(
+        images, activated, partial, inner, counters, sums, 2, S
+    )
+    weights = w1, b1, w2, b2, w3, b3
+    plane: tl.constexpr = S.PARTS * S.PLANE
     first_row = (tl.program_id(0) % S.BANDS) * S.ROWS
     arrivals = 0
     for task in range(
@@ -40,54 +84,30 @@ def stage_kernel(
     ):
         first_image = task * S.IMAGES
         count = tl.minimum(batch - first_image, S.IMAGES)
-        origin = hidden_zero(first_image, batch, S)
-        begins_with_elu = tl.load(leading) != 0
-        for image in range(count):
-            source = x + (first_image + image).to(tl.int64) * x_image
-            for start in range(origin, S.ROWS * S.W, S.BLOCK):
-                _, pixel, exists = band_pixels(first_row, start, S)
-                mask = exists[:, None] & (c < S.C)[None, :]
-                at = (pixel * x_pixel)[:, None] + c[None, :] * x_channel
-                value = tl.load(source + at, mask=mask, other=0.0).to(tl.float32)
-                at = pixel[:, None] + (image * S.C + c)[None, :] * S.PIXELS
-                tl.store(images + at, value, mask=mask)
-                activate(value, activated, image, pixel, exists[:, None], begins_with_elu, S)
+        read_images(
+            x, x_image, x_pixel, x_channel, images, activated, tl.load(leading) != 0,
+            first_image, count, first_row, hidden_zero(first_image, batch, S), S,
+        )  # fmt: skip
         arrivals += S.BANDS
-        meet(counters + group, arrivals, S.BANDS)
+        meet(counter, arrivals, S.BANDS)
         for block in range(blocks):
             turn = block % 2
             origin = hidden_zero(block, blocks, S)
             branch_products(
-                activated + turn * (S.PARTS * S.PLANE), partial, inner, w1, b1, w2, b2, w3,
-                block, count, first_row, origin, S,
+                activated + turn * plane, partial, inner, weights, block, count, first_row,
+                origin, S,
             )  # fmt: skip
             tl.debug_barrier()
-            begins_with_elu = tl.load(leading + block + 1) != 0
-            for image in range(count):
-                target = out + (first_image + image).to(tl.int64) * out_image
-                for start in range(origin, S.ROWS * S.W, S.BLOCK):
-                    local, pixel, exists = band_pixels(first_row, start, S)
-                    branch = branch_sums(
-                        partial, b3 + block * S.C, image, local, pixel // S.W, pixel % S.W,
-                        exists, S,
-                    )  # fmt: skip
-                    mask = exists[:, None] & (c < S.C)[None, :]
-                    at = pixel[:, None] + (image * S.C + c)[None, :] * S.PIXELS
-                    value = tl.load(images + turn * S.SIZE + at, mask=mask, other=0.0) + branch
-                    if block == blocks - 1:
-                        at = (pixel * out_pixel)[:, None] + c[None, :] * out_channel
-                        tl.store(target + at, value.to(out.dtype.element_ty), mask=mask)
-                    else:
-                        # Never where `value` came from: a thread may store before another reads.
-                        tl.store(images + (1 - turn) * S.SIZE + at, value, mask=mask)
-                        activate(
-                            value, activated + (1 - turn) * (S.PARTS * S.PLANE), image, pixel,
-                            exists[:, None], begins_with_elu, S,
-                        )  # fmt: skip
+            add_branch(
+                images + turn * S.SIZE, images + (1 - turn) * S.SIZE,
+                activated + (1 - turn) * plane, partial, b3 + block * S.C,
+                out, out_image, out_pixel, out_channel, block == blocks - 1,
+                tl.load(leading + block + 1) != 0, first_image, count, first_row, origin, S,
+            )  # fmt: skip
             # Also before the next task, which overwrites this scratch.
             arrivals += S.BANDS
-            meet(counters + group, arrivals, S.BANDS)
-    leave(counters + group, arrivals, S.BANDS)
+            meet(counter, arrivals, S.BANDS)
+    leave(counter, arrivals, S.BANDS)
 
 
 def launch_stage(x: Tensor, out: Tensor, weights: Sequence[Tensor], plan: Plan) -> None:

@@ -87,6 +87,13 @@ def pixelwise(x: Tensor) -> Tensor:
     return x if dense else x.contiguous()
 
 
+def pixel_strides(x: Tensor) -> tuple[int, int, int]:
+    """(image, pixel, channel) strides of x [B, C, H, W], whose pixels have one stride. In an
+    image one pixel wide that is the stride of rows; torch leaves the other at anything."""
+    image, channel, row, pixel = x.stride()
+    return image, pixel if x.shape[3] > 1 else row, channel
+
+
 @dataclass(frozen=True)
 class Sizes:
     """All that a kernel of a stage is compiled for, its one constexpr beside switches.

@@ -29,6 +29,23 @@ SMALLER = tl.constexpr(2.0**-100)
 
 
 @triton.jit
+def scratch_of_program(
+    images, activated, partial, inner, counters, sums, BUFFERS: tl.constexpr, S: tl.constexpr
+):
+    """This program's part of all scratch memory; see `launch.Plan` for what of which size."""
+    program = tl.program_id(0).to(tl.int64)
+    group = program // S.BANDS
+    return (
+        images + group * (BUFFERS * S.SIZE),
+        activated + group * (2 * S.PARTS * S.PLANE),
+        partial + program * (9 * S.C * S.STRIDE),
+        inner + program * (S.PARTS * S.BLOCK_M * S.N),
+        counters + group,
+        sums + group * (12 * S.BANDS * S.IDS),
+    )
+
+
+@triton.jit
 def load_images(y, y_image, y_pixel, y_channel, images, first_image, count, first_row, origin,
                 S: tl.constexpr):  # fmt: skip
     """images [IMAGES, C, H, W] <- rows of y, in float32."""
@@ -143,3 +160,24 @@ def fitting_unit(per, goal2, norm2):
     """(per, goal2) in a larger unit where ||x_new||^2 overflowed."""
     fits = norm2 <= LARGEST
     return tl.where(fits, per, per * SMALLER), tl.where(fits, goal2, goal2 * SMALLER * SMALLER)
+
+
+@triton.jit
+def judge(step2, norm2, per, goal2, done, steps, last, iteration, tolerance):
+    """The verdict of an iteration on each image: (per, goal2, done, steps, last), all [IDS].
+
+    steps, last: how many iterations an image took, and its relative step in the last of them.
+    """
+    relative = relative_step(step2, norm2, goal2)
+    per, goal2 = fitting_unit(per, goal2, norm2)
+    last = tl.where(done != 0, last, relative)
+    steps = tl.where(done != 0, steps, iteration)
+    return per, goal2, tl.where(relative <= tolerance, 1, done), steps, last
+
+
+@triton.jit
+def report(iterations, residual, steps, last, first_image, count, block, blocks, ids):
+    """How each image fared in a block into [batch, blocks]. Every band stores the same."""
+    at = (first_image + ids).to(tl.int64) * blocks + block
+    tl.store(iterations + at, steps, mask=ids < count)
+    tl.store(residual + at, last, mask=ids < count)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from .shapes import Stage, padded_channels, padded_width
+from .versions import speaks_here
 
 MEASURED = Path(__file__).with_name("measured.json")
 
@@ -121,6 +122,9 @@ RULES = (
     Rule({"block_m": 64, "block_k": 64, "block_n": 64, "num_warps": 4, "num_stages": 2}, "default"),
     Rule({"num_warps": 8}, "a tile's hidden layer fits the registers", wide=True),
     Rule({"block_m": 128}, "wgmma takes 64 rows from each 4 warps", cores="wgmma", wide=True),
+    Rule({"block_m": 64, "block_k": 32, "num_warps": 4}, "an image has 64 pixels at most; 8 warps "
+         "would multiply twice. In three parts these spill 8 to 64 bytes",
+         cores="wgmma", exact=False, wide=True, few=True),
     Rule({"block_k": 32}, "tensor memory", cores="tcgen05", wide=True),
     Rule({"block_k": 32, "block_n": 32}, "three parts of each operand", exact=True),
     Rule({"block_k": 16}, "", exact=True, wide=True),
@@ -133,8 +137,9 @@ RULES = (
     Rule({"block_k": 64}, "nine taps at once", cores="wgmma", exact=True, channels=4, hidden=32),
     Rule({"block_k": 16}, "nine taps of one channel are sixteen", channels=1),
     Rule({"num_stages": 3}, "shared memory allows it", exact=False, channels=4),
-    Rule({"num_stages": 1}, "Triton 3.6 spills 56 bytes for a pipeline",
-         cores="wgmma", exact=True, few=False, stage=Stage(16, 7, 7, 96)),
+    Rule({"num_stages": 1}, "Triton 3.6 spills 8 to 56 bytes for a pipeline",
+         cores="wgmma", exact=True, stage=Stage(16, 7, 7, 96)),
+    Rule({"num_stages": 1}, "8 to 32 bytes", cores="wgmma", exact=True, stage=Stage(64, 4, 4, 128)),
 )  # fmt: skip
 
 
@@ -195,9 +200,16 @@ def _measured() -> dict[str, Any]:
 
 
 def measured_entry(card: Card, kernel: str, stage: Stage, dtype: torch.dtype) -> dict[str, Any]:
-    """What was measured of a kernel on a card, {} where nothing was."""
+    """What was measured of a kernel on a card with these releases of torch and Triton; {} where
+    nothing was."""
     key = f"{kernel} {stage} {str(dtype).removeprefix('torch.')}"
-    return dict(_measured().get(card.name, {}).get(key, {}))
+    entry = _measured().get(card.name, {}).get(key, {})
+    return dict(entry) if speaks_here(entry.get("versions")) else {}
+
+
+def measured_on_chip(card: Card) -> bool:
+    """Whether anything was measured on a card of the kernels of cuda/."""
+    return any(key.startswith("on_chip ") for key in _measured().get(card.name, {}))
 
 
 def stage_tuning(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -248,6 +249,32 @@ def test_a_guided_model_is_trained_evaluated_and_shown_without_an_encoder(
     assert "control: light model alone" in capsys.readouterr().out
     assert run("export", bundle, tmp_path / "out") == 0
     assert CodedModel.load(tmp_path / "out").scheme == "guided"
+
+
+@pytest.mark.parametrize(
+    ("step", "recipe", "complaint"),
+    [
+        ("light", TINY_GUIDED, "expected 70 test examples or more for groups of 70 .*, got 60"),
+        ("encoder", TINY_RECIPE, "expected 700 train examples or more for groups of 70"),
+    ],
+)
+def test_groups_larger_than_the_data_are_refused_before_anything_is_trained(
+    tmp_path: Path,
+    idx_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    step: str,
+    recipe: str,
+    complaint: str,
+) -> None:
+    path, out = tmp_path / "large.toml", tmp_path / "run"
+    arguments = ["--recipe", path, "--data", idx_folder, "--out", out]
+    path.write_text(recipe)
+    assert run("train", "classifier", *arguments) == 0
+    path.write_text(recipe.replace("k = 3", "k = 70"))
+    assert run("train", step, *arguments) == 2
+    said = capsys.readouterr()
+    assert re.search(complaint, " ".join(said.err.split()))
+    assert not list(out.glob("light*")) + list(out.glob("encoder*"))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "verification": {"coding", "schemes"},
     "model": {"coding", "nn", "verification"},
 }
-EVERYWHERE = {"errors", "extras"}
+EVERYWHERE = {"errors", "extras", "lazy"}
 _LATER = ast.FunctionDef | ast.AsyncFunctionDef | ast.If
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ REHEARSAL = "rehearsal"
 def kernel_sources() -> str:
     """A digest of the kernels that this process imports."""
     folder = Path(tuning.__file__).parent
-    content = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
+    files = [*sorted(folder.glob("*.py")), *sorted(folder.glob("cuda/*"))]
+    content = b"".join(path.read_bytes() for path in files)
     return hashlib.sha256(content).hexdigest()[:12]
 
 
@@ -32,6 +34,16 @@ def adopted_tiles(card: str) -> str:
     tiles = {key: entry.get("tuning") for key, entry in measured.get(card, {}).items()}
     tiles = {key: value for key, value in tiles.items() if value}
     return hashlib.sha256(json.dumps(tiles, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def driver() -> str | None:
+    """The driver's version; None where nvidia-smi does not say."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.split("\n")[0].strip() or None
 
 
 class Receipt:
@@ -59,6 +71,7 @@ class Receipt:
                 "cudnn": torch.backends.cudnn.allow_tf32,
                 "matmul": torch.backends.cuda.matmul.allow_tf32,
             },
+            "driver": driver(),
             "kernel_sources": kernel_sources(),
             "adopted_tiles": adopted_tiles(self.device) if tuned else None,
         }

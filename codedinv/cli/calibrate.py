@@ -12,7 +12,7 @@ from codedinv.errors import CodedInvError
 from codedinv.experiments.images import load_examples
 from codedinv.model import CodedModel
 from codedinv.model.calibration import save_consistency
-from codedinv.model.manifest import CONSISTENCY
+from codedinv.model.manifest import CONSISTENCY, ENCODED
 from codedinv.model.runtimes import Runtime
 from codedinv.verification.calibrate import calibrate
 
@@ -29,10 +29,16 @@ def run_calibration(
     """Calibrates a bundle in place and prints what came of it.
 
     Raises:
+        ValueError: it has no encoder.
         CodedInvError: far more false alarms than were aimed at.
     """
     console = Console(stderr=True)
     model = CodedModel.load(name_or_folder, runtime=runtime, threads=len(os.sched_getaffinity(0)))
+    if model.scheme not in ENCODED and "encoder" not in model.metadata["macs"]:
+        raise ValueError(
+            f"{model.name!r} is {model.scheme} and has no encoder: only groups with parities can "
+            "be calibrated, by which wrong results are found"
+        )
     queries = load_examples(model, "train", folder).queries()
     with console.status("calibrating") as status:
         check, found = calibrate(

@@ -8,9 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from codedinv.cli.reports import work
 from codedinv.model import CodedModel, bundled_names
 from codedinv.model.folder import file_sizes
-from codedinv.model.manifest import SCHEMA_VERSION
+from codedinv.model.manifest import GROUPED, SCHEMA_VERSION
 
 
 def show_info(name_or_folder: str | None, as_json: bool) -> None:
@@ -83,29 +84,29 @@ def _print_tables(description: dict[str, Any]) -> None:
     if default != scheme:
         scheme += f"; a server takes {default!r} unless told, for {description['objection']}"
     table.add_row("scheme", scheme)
-    table.add_row("code", f"n = {code['n']}, k = {k}, r = {code['r']}")
+    grouped = description["scheme"] in GROUPED
+    table.add_row("code", f"n = {code['n']}, k = {k}, r = {code['r']}" if grouped else "none")
     table.add_row("query", _shape(description["input_shape"]))
     table.add_row("embedding", _shape(description["embedding_shape"]))
     tasks = ", ".join(
         f"{task} ({outputs} outputs)" for task, outputs in description["tasks"].items()
     )
     table.add_row("tasks", tasks)
-    table.add_row("backbone F", f"{macs['backbone'] / 1e6:.2f} M MACs per query")
+    table.add_row("backbone F", f"{work(macs['backbone'])} MACs per query")
     if "encoder" in macs:
         table.add_row(
             "encoder E_k",
-            f"{macs['encoder'] / 1e6:.2f} M MACs per group of {k}: "
+            f"{work(macs['encoder'])} MACs per group of {k}: "
             f"E_k/F = {description['encoder_over_backbone']:.1%}, "
             f"E_k/(k F) = {description['encoder_over_backbone_per_query']:.1%} per query",
         )
     if "light" in macs:
         table.add_row(
             "light model",
-            f"{macs['light'] / 1e6:.2f} M MACs per query: "
-            f"{description['light_over_backbone']:.1%} of F",
+            f"{work(macs['light'])} MACs per query: {description['light_over_backbone']:.1%} of F",
         )
     for task, count in macs["head"].items():
-        table.add_row(f"head {task}", f"{count / 1e6:.3f} M MACs per answer")
+        table.add_row(f"head {task}", f"{work(count)} MACs per answer")
     parameters = description["parameters"]
     table.add_row(
         "parameters",

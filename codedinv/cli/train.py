@@ -27,7 +27,7 @@ from codedinv.training.classifier import (
 )
 from codedinv.training.device import check_device
 from codedinv.training.encoder import fit_encoder, recipe_code
-from codedinv.training.learnt import load_training_queries, recipe_examples
+from codedinv.training.learnt import check_group_fits, load_training_queries, recipe_examples
 from codedinv.training.light import fit_light, load_light
 from codedinv.training.recipe import Recipe, load_recipe
 from codedinv.training.threads import use_threads
@@ -147,9 +147,12 @@ def run_light(
     """Trains the light model of a recipe; a guided one is complete then, and becomes a bundle.
 
     Raises:
-        ValueError: the recipe has no [light], or its classifier has not been trained.
+        ValueError: the recipe has no [light], its classifier has not been trained, or there are too
+            few examples for a group.
     """
     job = _Job.prepared(recipe_name, folder, out, classifier, device, threads, resume)
+    if job.recipe.scheme == "guided":
+        check_group_fits(job.recipe, job.folder)
     backbone, head = job.classifier(recipe_name)
     job.note_command("light")
     light = _light_of(job, backbone, head)
@@ -173,8 +176,8 @@ def run_encoder(
     """Trains the encoder of a recipe, evaluates the model and writes its bundle.
 
     Raises:
-        ValueError: the classifier has not been trained, or by another recipe; or the recipe is
-            for a scheme without an encoder.
+        ValueError: the classifier has not been trained, or by another recipe; the recipe is for a
+            scheme without an encoder; or there are too few examples for a group.
     """
     job = _Job.prepared(recipe_name, folder, out, classifier, device, threads, resume)
     if job.recipe.scheme == "guided":
@@ -182,6 +185,7 @@ def run_encoder(
             f"--recipe: {recipe_name} is guided and has no encoder; its bundle is written by: "
             f"codedinv train light --recipe {recipe_name}"
         )
+    check_group_fits(job.recipe, job.folder)
     backbone, head = job.classifier(recipe_name)
     job.note_command("encoder")
     light = _light_of(job, backbone, head)
@@ -201,7 +205,7 @@ def make_model(
     """A model of trained networks, with anchors from the training set, fusion and provenance."""
     recipe = job.recipe
     learnt, held_out = load_training_queries(recipe, job.folder)
-    count = max(recipe.anchors, recipe.encoder.k - 1)
+    count = min(len(learnt), max(recipe.anchors, recipe.encoder.k - 1))
     picked = torch.from_numpy(
         np.random.default_rng(recipe.seed).choice(len(learnt), count, replace=False)
     )

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _Z95 = 1.959964
+_FEW = 400  # examples
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,24 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def few_examples(count: int) -> str | None:
+    """What is to be said beside figures of so few test examples; None: there are enough.
+
+    Few are fewer than 400: an accuracy of 50 % then has an interval of 5 points or more each way.
+    The printed intervals do not say so where all answers are right, or none.
+
+    Args:
+        count: of the test examples.
+    """
+    if count >= _FEW:
+        return None
+    half = 100 * _Z95 * 0.5 / max(count, 1) ** 0.5
+    return (
+        f"Only {count} test examples: an accuracy is known to ±{min(half, 100.0):.0f} points at "
+        "worst (95 %), and smaller differences say nothing."
+    )
 
 
 def interval(

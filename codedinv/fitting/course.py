@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from torch import nn
 
 from codedinv.coding import Code
 from codedinv.data import Examples
 from codedinv.experiments.accuracy import known_of
+from codedinv.experiments.degraded import Known, in_batches
 from codedinv.experiments.fusing import fit_fusion
 from codedinv.experiments.intervals import interval
 from codedinv.experiments.receipts import circumstances
 from codedinv.fitting.candidates import Candidate, Measured, coded, guided, without_code
 from codedinv.fitting.choose import choose
 from codedinv.fitting.report import Report
-from codedinv.fitting.settings import Settings
+from codedinv.fitting.settings import Settings, percent
 from codedinv.fitting.stages import fit_encoder, fit_light
 from codedinv.fitting.subject import Subject, anchors_of
 from codedinv.model import CodedModel
@@ -53,13 +55,14 @@ class Course:
         """
         started = time.monotonic()
         subject, settings = self.subject, self.settings
+        queries, labels = subject.test.queries(), subject.test.labels
+        self._say("exact answers of the test examples")
+        known = known_of(subject.plain, queries)
+        _check_worth(known, labels)
         light = self._light()
         models = {("uncoded", 1): self._model("uncoded", 2, light)}
-        queries, labels = subject.test.queries(), subject.test.labels
-        self._say("exact and light answers of the test examples")
-        known = known_of(models["uncoded", 1], queries)
+        known = _with_light(known, models["uncoded", 1], queries)
         measured = Measured(known, labels, settings.unavailable)
-        _check_worth(measured, labels)
         candidates = list(without_code(measured, self._share_of(models["uncoded", 1])))
         omitted: dict[str, str] = {}
         for k in settings.ks:
@@ -76,20 +79,8 @@ class Course:
         return self._finished(models, report, light), report
 
     def _light(self) -> nn.Module:
-        stages = 1 + len(self.settings.ks)
-        title = f"light model (1 of {stages})"
-        try:
-            return fit_light(
-                self.subject, self.settings, self.work / "light", title, self.resume, self.console
-            )
-        except ValueError as error:
-            if not str(error).startswith("budget:"):
-                raise
-            raise ValueError(
-                f"{error}. The backbone takes {self.subject.work:,} in all: it is too light for "
-                "anything lighter to stand in for it. Do not code: send twice (scheme "
-                "'replication'), or give a larger budget"
-            ) from None
+        title, out = f"light model (1 of {1 + len(self.settings.ks)})", self.work / "light"
+        return fit_light(self.subject, self.settings, out, title, self.resume, self.console)
 
     def _models_of(self, k: int, light: nn.Module, omitted: dict[str, str]) -> Iterator[CodedModel]:
         """The guided and the coded model of groups of k."""
@@ -114,10 +105,11 @@ class Course:
             return
         alone = self._model("invertible", k, light, encoder)
         macs = alone.metadata["macs"]
-        if macs["encoder"] > self.settings.budget * macs["backbone"]:
+        share = macs["encoder"] / macs["backbone"]
+        if share > self.settings.budget:
             omitted[f"code, k = {k}"] = (
-                f"its encoder takes {macs['encoder'] / macs['backbone']:.0%} of a backbone call, "
-                f"the budget is {self.settings.budget:.0%}; only workers can encode"
+                f"its encoder takes {percent(share)} of a backbone call, "
+                f"the budget is {percent(self.settings.budget)}; only workers can encode"
             )
         held_out = self.subject.held_out
         fusion = fit_fusion(
@@ -228,16 +220,25 @@ def _learnt(train: Examples) -> dict[str, Any]:
     return about
 
 
-def _check_worth(measured: Measured, labels: np.ndarray) -> None:
+def _with_light(known: Known, model: CodedModel, queries: NDArray[np.float32]) -> Known:
+    """What is known of the test queries, with the light model's answers to the first task."""
+    light, task = model.light, next(iter(model.tasks))
+    if light is None:
+        raise ValueError("model: expected one with a light model")
+    return replace(known, light=in_batches(lambda x: light(x)[task], queries))
+
+
+def _check_worth(known: Known, labels: NDArray[np.int64]) -> None:
     """Refuses a backbone that has learnt nothing: whatever is measured of it says nothing.
 
     Raises:
         ValueError: it is not measurably better than one class for all.
     """
     commonest = 100 * float(np.bincount(labels).max()) / len(labels)
-    if measured.normal.low <= commonest:
+    normal = interval(known.exact.argmax(axis=1) == labels, np.arange(len(labels)))
+    if normal.low <= commonest:
         raise ValueError(
-            f"backbone: it answers {measured.normal} % of the test examples right, and the same "
+            f"backbone: it answers {normal} % of the test examples right, and the same "
             f"class for all would answer {commonest:.2f} %; give it its trained weights, and test "
             "labels numbered as it has learnt them"
         )

@@ -10,7 +10,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from codedinv.experiments.intervals import Estimate
+from codedinv.experiments.intervals import Estimate, few_examples
 from codedinv.fitting.candidates import Candidate
 from codedinv.fitting.settings import AT
 
@@ -61,7 +61,7 @@ class Report:
                 f"{one.overall[self.unavailable].mean:9.2f} {mark} {one.normal.mean:6.2f} "
                 f"{one.degraded.mean:7.2f} {one.workers:+8.0%} {one.front_end:9.1%}   {one.title}"
             )
-        return "\n".join([*rows, self.why])
+        return "\n".join([*rows, self.why, *self._warnings()])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -114,9 +114,14 @@ class Report:
             f"Light model: {_with_half(self.light)} % for {self.light_over_backbone:.1%} of f's "
             f"work; f is worth {_with_half(self.worth)} points over it.",
             "Costs, for each query and each lost one, are shares of one backbone call.",
+            *self._warnings(),
             *(f"Left out: {what}: {why}" for what, why in self.omitted.items()),
         ]
         return "\n".join(lines)
+
+    def _warnings(self) -> list[str]:
+        warning = few_examples(self.examples)
+        return [] if warning is None else [warning]
 
     def figure(self, path: str | Path) -> Path:
         """Draws A_o against what the workers do for it, every candidate with its interval, those of

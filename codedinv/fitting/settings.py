@@ -9,6 +9,7 @@ from codedinv.model.manifest import SCHEMES
 from codedinv.model.names import check_name
 
 HELD_OUT = 0.1  # of the training examples: they calibrate what the others have taught
+LIGHT_SHARE = 0.5  # of the budget
 AT = (0.01, 0.05, 0.10)  # shares of unavailable results at which A_o is reported
 GROUPINGS = 3
 
@@ -84,6 +85,11 @@ class Settings:
     def steps_of_encoder(self, learnt: int, groups_per_step: int) -> int:
         """Steps of an encoder: enough for the data, never few, never endless."""
         return self.encoder_steps or max(300, min(6000, 10 * learnt // groups_per_step))
+
+
+def percent(share: float) -> str:
+    """A share for people, however small."""
+    return f"{100 * share:.3g}%"
 
 
 def _is_share(value: object) -> bool:

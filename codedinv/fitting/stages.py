@@ -13,8 +13,8 @@ from torch import nn
 from codedinv.coding import Code
 from codedinv.data import Examples
 from codedinv.fitting.parts import TorchParts, as_modules
-from codedinv.fitting.settings import HELD_OUT, Settings
-from codedinv.fitting.subject import Subject, anchors_of
+from codedinv.fitting.settings import HELD_OUT, LIGHT_SHARE, Settings
+from codedinv.fitting.subject import Subject, anchors_of, check_budget
 from codedinv.nn import Encoder, encoder_for, light_for
 from codedinv.training.classifier import classifier_training
 from codedinv.training.draws import classes_of
@@ -28,7 +28,6 @@ from codedinv.training.measures import accuracy, degraded_accuracy
 from codedinv.training.recipe import ClassifierRecipe, EncoderRecipe, LightRecipe
 from codedinv.training.tasks import targets_of
 
-_LIGHT_SHARE = 0.5  # of the budget
 _GROUPS_PER_STEP = 32
 _SCORED = 2000  # test examples for the history of a training
 
@@ -48,8 +47,8 @@ def fit_classifier(
     """Trained copies of f and its one head, by the cross entropy of the labels.
 
     Raises:
-        ValueError: there are several heads, but labels are of one task; or the model does not take
-            such data.
+        ValueError: there are several heads, but labels are of one task; the model does not take
+            such data; or the budget does not pay for what follows.
     """
     backbone, heads = as_modules(backbone, heads)
     if len(heads) > 1:
@@ -63,6 +62,7 @@ def fit_classifier(
         anchors_queries=anchors_of(learnt, settings),
         scheme="uncoded",
     )
+    check_budget(plain, settings)
     (task, outputs), target = next(iter(plain.tasks.items())), torch.device(device)
     for part in (learnt, test):
         part.check_fit(outputs=outputs)
@@ -100,15 +100,11 @@ def fit_classifier(
 def fit_light(
     subject: Subject, settings: Settings, out: Path, title: str, resume: bool, console: Console
 ) -> nn.Module:
-    """The light model, distilled from f and calibrated.
-
-    Raises:
-        ValueError: the budget does not pay for one.
-    """
+    """The light model, distilled from f and calibrated."""
     learnt, tasks = subject.learnt, list(subject.plain.tasks.values())
     recipe = LightRecipe.model_validate(
         {
-            "budget": _LIGHT_SHARE * settings.budget,
+            "budget": LIGHT_SHARE * settings.budget,
             "epochs": settings.epochs_of_light(len(learnt)),
             "batch_size": min(128, max(16, len(learnt) // 16)),
             "flip": subject.views == 2,

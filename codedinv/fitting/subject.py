@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 from codedinv.coding import Code
 from codedinv.data import Examples
 from codedinv.fitting.parts import Parts
-from codedinv.fitting.settings import HELD_OUT, Settings
+from codedinv.fitting.settings import HELD_OUT, LIGHT_SHARE, Settings, percent
 from codedinv.model import CodedModel
+from codedinv.nn.light import least_light
 from codedinv.training.fixed import FixedClassifier
 from codedinv.training.learnt import LabelledQueries, check_classes, split_off
 
@@ -21,6 +23,7 @@ _ANCHORS = 16
 _LARGEST_CACHE = 2**30  # bytes of embeddings that are kept
 _MIRROR_MAY_COST = 1.0  # points of accuracy by which f may be worse on mirrored images
 _BATCH = 500
+_TOO_LIGHT = 0.2  # of the backbone's work at the front end: nobody gives so much for redundancy
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Subject:
             scheme="uncoded",
         )
         outputs = _check_model(plain)
+        check_budget(plain, settings)
         for part in (train, test):
             part.check_fit(plain.input_shape, outputs)
         learnt, held_out = split_off(train, HELD_OUT, settings.seed, target)
@@ -94,6 +98,30 @@ def check_amounts(train: Examples, test: Examples, settings: Settings) -> None:
                 f"{max(settings.ks)}, got {len(part)}; nothing can be said of fewer"
             )
     test.check_fit(train.input_shape)
+
+
+def check_budget(plain: CodedModel, settings: Settings) -> None:
+    """Refuses a budget that pays for no light model, before anything is trained.
+
+    Raises:
+        ValueError: says what the least budget is, or that none would do.
+    """
+    work = int(plain.metadata["macs"]["backbone"])
+    least = least_light(plain.input_shape, sum(plain.tasks.values()))
+    if least <= LIGHT_SHARE * settings.budget * work:
+        return
+    share = math.ceil(1e4 * least / (LIGHT_SHARE * work)) / 1e4
+    takes = f"the lightest model takes {least:,} multiply-accumulates, the backbone {work:,}"
+    if share > _TOO_LIGHT:
+        otherwise = f", or give a budget of {share:.2%} or more" if share < 1 else ""
+        raise ValueError(
+            f"budget: {takes}: it is too light for anything lighter to stand in for it. Do not "
+            f"code: send twice (scheme 'replication'){otherwise}"
+        )
+    raise ValueError(
+        f"budget: expected {share:.2%} or more, got {percent(settings.budget)}: "
+        f"{LIGHT_SHARE:.0%} of it is the light model's, and {takes}"
+    )
 
 
 def anchors_of(train: Examples, settings: Settings) -> NDArray[np.float32]:

@@ -5,8 +5,9 @@ It needs the extra `gateway`; what is named here is loaded on first use.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from codedinv.lazy import lazily
 
 if TYPE_CHECKING:
     from codedinv.gateway.rest import create_app
@@ -31,21 +32,15 @@ _EXTRA = frozenset(
 __all__ = ["GatewaySettings", "ModelSettings", "create_app", "load_settings", "run_gateway"]
 
 
+_load, __dir__ = lazily(__name__, _HOME)
+
+
 def __getattr__(name: str) -> Any:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module 'codedinv.gateway' has no attribute {name!r}")
     try:
-        value = getattr(import_module(home), name)
+        return _load(name)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _EXTRA:
             raise
         raise ImportError(
             f"the gateway needs {error.name}, which is not installed: pip install codedinv[gateway]"
         ) from error
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

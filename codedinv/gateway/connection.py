@@ -8,6 +8,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _MOST_HEAD_BYTES = 64 * 2**10  # request line and headers; usual proxies stop at 8 to 32 KiB
+_LAST_REQUEST_S = 0.2  # for one that was sent before its client could know of the end
 
 
 def connection_class(receive_timeout_s: float) -> type[asyncio.Protocol]:
@@ -65,6 +66,16 @@ class _Connection(HttpToolsProtocol):
         self._steps += 1
         self._it_is_there()
         super().on_message_complete()
+
+    def shutdown(self) -> None:
+        """Ends the connection; an idle one only after a moment, for a request may be on its way,
+        above all where it has just been made. One that comes is answered, and the answer says that
+        it is the last."""
+        idle = self.cycle is None or self.cycle.response_complete
+        if not idle or self.transport.is_closing():
+            super().shutdown()
+            return
+        self.loop.call_later(_LAST_REQUEST_S, super().shutdown)
 
     def _expect_all_of_it(self) -> None:
         self._it_is_there()

@@ -51,7 +51,7 @@ class HostedModel:
         self._changing = asyncio.Lock()
         self._next_load: asyncio.Task[None] | None = None  # it waits for its turn
         self._waits = (0, 0.0)  # for workers, at servers before this one, less warm-ups
-        self._is_over = False
+        self._over = asyncio.Event()
         self.is_wanted = True
 
     @property
@@ -108,7 +108,15 @@ class HostedModel:
         self.is_wanted = True
         if self._next_load is None:
             self._next_load = asyncio.ensure_future(self._load_in_turn())
-        await asyncio.shield(self._next_load)
+        loading, over = self._next_load, asyncio.ensure_future(self._over.wait())
+        try:
+            await asyncio.wait([loading, over], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            over.cancel()
+        if not loading.done():
+            loading.add_done_callback(_noticed)
+            raise self._ends()
+        loading.result()
 
     async def unload(self) -> None:
         """Takes no more queries, answers those there, ends the workers."""
@@ -126,18 +134,27 @@ class HostedModel:
                 self.server, self.state, self.reason = None, "UNAVAILABLE", "unloaded"
             _log.info("unloaded", extra={"model": self.name})
 
+    def break_off(self) -> None:
+        """Loads are refused from now on, those under way too; queries are answered still."""
+        self._over.set()
+
     async def end(self) -> None:
-        """Unloads it for good: loads that wait for their turn are refused."""
-        self._is_over = True
+        """Unloads it for good, and does not wait for a reload to come to its end."""
+        self.break_off()
+        if self.server is not None and self._changing.locked():
+            await self.server.__aexit__(None, None, None)  # which ends its reload
         await self.unload()
+
+    def _ends(self) -> Unavailable:
+        return Unavailable(f"model {self.name!r}: the gateway ends")
 
     async def _load_in_turn(self) -> None:
         this = asyncio.current_task()
         async with self._changing:
             if self._next_load is this:
                 self._next_load = None
-            if self._is_over:
-                raise Unavailable(f"model {self.name!r}: the gateway ends")
+            if self._over.is_set():
+                raise self._ends()
             if self.server is not None:
                 await self._replace(self.server)
                 _log.info("reloaded", extra={"model": self.name, "version": self.version})
@@ -158,6 +175,8 @@ class HostedModel:
         before it takes queries, and those that were asked of the old one are answered by that.
         """
         model = await asyncio.to_thread(load_model, self._folder())
+        if self._over.is_set():
+            raise self._ends()
         if self._settings is None or _signature(model) == _signature(server.model):
             await server.reload_async(model)
             return
@@ -271,6 +290,12 @@ async def _started(settings: ModelSettings, model: Any, tracing: bool) -> CodedS
         tracing=tracing,
     )
     return await server.__aenter__()
+
+
+def _noticed(loading: asyncio.Task[None]) -> None:
+    """Takes the error of a load for which nobody waits any more."""
+    if not loading.cancelled():
+        loading.exception()
 
 
 def _signature(model: Any) -> tuple[Any, ...]:

@@ -143,6 +143,8 @@ class _Gateway:
         """Unready, then no new requests, then those there are answered, then workers end."""
         settings = self._settings
         self._models.closing = True
+        for hosted in self._models:
+            hosted.break_off()
         _log.info("draining")
         if serving.done():
             serving.result()  # it has failed

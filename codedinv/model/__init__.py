@@ -6,8 +6,9 @@ alone stays small.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from codedinv.lazy import lazily
 
 if TYPE_CHECKING:
     from codedinv.model.anchors import Anchors
@@ -22,15 +23,4 @@ _HOME = {
 
 __all__ = ["Anchors", "CodedModel", "bundled_names"]
 
-
-def __getattr__(name: str) -> Any:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module 'codedinv.model' has no attribute {name!r}")
-    value = getattr(import_module(home), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(__name__, _HOME)

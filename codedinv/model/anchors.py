@@ -17,12 +17,25 @@ class Anchors:
     """Stored queries that fill the free slots of a partial coding group at no worker's cost.
 
     Attributes:
-        queries: float32 (A, *input), A >= k - 1.
+        queries: float32 (A, *input), at least `least_anchors`.
         embeddings: float32 (A, *embedding), the backbone's results for them.
     """
 
     queries: NDArray[np.float32]
     embeddings: NDArray[np.float32]
+
+
+def least_anchors(k: int, encoded: bool) -> int:
+    """How many anchors a model must have at least.
+
+    Those with an encoder fill partial groups with them, which miss up to k - 1 queries; to the
+    others one shows what a query looks like.
+
+    Args:
+        k: queries in a group.
+        encoded: the model has an encoder.
+    """
+    return max(k - 1, 1) if encoded else 1
 
 
 def anchors_file(anchors: Anchors) -> bytes:
@@ -48,8 +61,16 @@ def load_anchors(path: Path, manifest: Manifest) -> Anchors:
     except (SafetensorError, KeyError) as error:
         raise BundleError(f"{path} does not hold anchors: {error}") from error
     shapes = (anchors.queries.shape[1:], anchors.embeddings.shape[1:])
-    if shapes != (manifest.input_shape, manifest.embedding_shape) or len(anchors.queries) != len(
-        anchors.embeddings
-    ):
-        raise BundleError(f"{path}: its shapes {shapes} do not fit the bundle's")
+    expected = (manifest.input_shape, manifest.embedding_shape)
+    if shapes != expected:
+        raise BundleError(
+            f"{path}: expected queries and embeddings of the shapes {expected}, got {shapes}"
+        )
+    counts = len(anchors.queries), len(anchors.embeddings)
+    least = least_anchors(manifest.code.k, manifest.architecture.encoder is not None)
+    if counts[0] != counts[1] or counts[0] < least:
+        raise BundleError(f"{path}: expected {least} anchors or more, got {counts}")
+    for name, array in (("queries", anchors.queries), ("embeddings", anchors.embeddings)):
+        if array.dtype != np.float32 or not np.isfinite(array).all():
+            raise BundleError(f"{path}: {name}: expected finite float32 values, got {array.dtype}")
     return anchors

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codedinv.coding import Code, StreamingDecoder
-from codedinv.errors import BundleError
 from codedinv.extras import require
 from codedinv.model import folder as folder_files
+from codedinv.model.agreement import check_code, check_networks
 from codedinv.model.anchors import Anchors, load_anchors
 from codedinv.model.calibration import consistency_file, load_consistency
 from codedinv.model.carried import carried_files
@@ -133,7 +133,7 @@ class CodedModel:
         runtime = choose_runtime(runtime)
         folder = find(name_or_folder)
         manifest, hashes = folder_files.read_verified(folder)
-        _check_code(folder / MANIFEST, manifest)
+        check_code(folder / MANIFEST, manifest)
         anchors = load_anchors(folder / ANCHORS, manifest)
         consistency = load_consistency(folder, manifest)
         if runtime == "torch":
@@ -145,6 +145,7 @@ class CodedModel:
         else:
             files = {name: folder / name for name in manifest.onnx_files()}
             networks, modules = onnx_networks(manifest, files, threads), None
+        check_networks(folder, manifest, anchors, networks)
         model = cls(manifest, anchors, networks, folder, hashes, consistency, trust_factory)
         if modules is not None:
             model.__dict__["modules"] = modules  # what the cached property would load again
@@ -177,7 +178,8 @@ class CodedModel:
                 normalisation becomes plain weights and certificates in the metadata.
             heads: task name (letters, digits, underscores) -> (B, *embedding) -> (B, outputs).
                 `torch.nn.Identity()` where the embedding is the answer.
-            anchors_queries: floats (A, *input), typical queries, A >= k - 1 and A >= 1.
+            anchors_queries: floats (A, *input), typical queries: one to show their shape; k - 1 or
+                more with an encoder, whose partial groups they fill.
             code: the (n, k) code that the encoder was trained for. None: 4 queries and 1 parity.
             encoder: (B, k, *input) -> (B, r, *input); None for a scheme without parities.
             metadata: metrics, provenance, ...; macs, parameters and certificates are added.
@@ -196,6 +198,7 @@ class CodedModel:
                 is no network of `codedinv.nn` has by default. A bundle is served without it.
 
         Raises:
+            TypeError: an argument of another kind.
             ValueError: shapes of the parts do not fit together, a part is missing, results are not
                 finite, a bad name, or an architecture that does not give its network back.
         """
@@ -203,7 +206,7 @@ class CodedModel:
         from codedinv.model.describe import describe
         from codedinv.model.modules import assemble
 
-        code = Code.uniform(k=4) if code is None else code
+        code = _code_of(code)
         modules = assemble(backbone, heads, encoder, light)
         manifest, anchors = describe(
             name, code, modules, anchors_queries, metadata or {}, architecture or {}
@@ -240,17 +243,18 @@ class CodedModel:
             heads: task -> (B, *embedding) -> (B, outputs). None: the backbone's result is the
                 answer, to a task named "output".
             name: of the model; None: the backbone's file name.
-            anchors_queries: floats (A, *input), typical queries, A >= k - 1 and A >= 1. None:
-                zeros, where there is no encoder and the graph says what shape a query has.
+            anchors_queries: as in `from_modules`. None: zeros, where there is no encoder and the
+                graph says what shape a query has.
             code, encoder, light, fusion, metadata, scheme, input_range: as in `from_modules`.
             threads: of each ONNX Runtime session.
 
         Raises:
             BundleError: a file that is missing or no ONNX.
+            TypeError: as in `from_modules`.
             ValueError: as in `from_modules`, or a fixed batch axis, another dtype, several tensors.
             MissingExtra: onnx is not installed.
         """
-        code = Code.uniform(k=4) if code is None else code
+        code = _code_of(code)
         manifest, anchors, contents = describe_onnx(
             name, code, backbone, heads, encoder, light, anchors_queries, metadata or {}
         )
@@ -405,6 +409,14 @@ class CodedModel:
         return serialise(self.modules, self._manifest, self.anchors, shared_weights)
 
 
+def _code_of(code: Code | None) -> Code:
+    if code is None:
+        return Code.uniform(k=4)
+    if not isinstance(code, Code):
+        raise TypeError(f"code: expected a Code, such as Code.uniform(k=4), got {code!r}")
+    return code
+
+
 def _completed(
     manifest: Manifest,
     scheme: str | None,
@@ -414,17 +426,7 @@ def _completed(
     parts = manifest.architecture
     if scheme is None:
         scheme = "invertible" if parts.encoder else "guided" if parts.light else "uncoded"
-    bounds = _checked_range(input_range)
-    return with_scheme(manifest, scheme, fusion).model_copy(update={"input_range": bounds})
-
-
-def _checked_range(bounds: tuple[float, float] | None) -> tuple[float, float] | None:
-    if bounds is None:
-        return None
-    low, high = (float(bound) for bound in bounds)
-    if not (np.isfinite(low) and np.isfinite(high) and low < high):
-        raise ValueError(f"input_range: expected two finite numbers, least first, got {bounds}")
-    return low, high
+    return with_scheme(manifest, scheme, fusion, input_range)
 
 
 def _like(example: ArrayT, array: NDArray[Any]) -> ArrayT:
@@ -435,16 +437,3 @@ def _like(example: ArrayT, array: NDArray[Any]) -> ArrayT:
     # float64 on the way: torch takes no numpy bfloat16.
     exact = torch.from_numpy(array.astype(np.float64))
     return exact.to(dtype=example.dtype, device=example.device)
-
-
-def _check_code(path: Path, manifest: Manifest) -> None:
-    entry = manifest.code
-    coefficients = np.array(entry.coefficients, dtype=np.float64)
-    if coefficients.shape != (entry.r, entry.k):
-        raise BundleError(
-            f"{path}: expected {entry.r} x {entry.k} code coefficients, got {coefficients.shape}"
-        )
-    try:
-        Code(coefficients)
-    except ValueError as error:
-        raise BundleError(f"{path}: {error}") from error

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from codedinv.coding import Code
-from codedinv.model.anchors import Anchors
+from codedinv.model.anchors import Anchors, least_anchors
 from codedinv.model.architecture import Given, check_given, check_rebuilds, entry_of
-from codedinv.model.manifest import Architecture, CodeEntry, Manifest, by_part
+from codedinv.model.manifest import Manifest, by_part, manifest_of
 from codedinv.model.modules import TorchModules
 from codedinv.model.names import check_name, check_task
 from codedinv.nn.macs import macs
@@ -44,7 +43,7 @@ def describe(
             that are not finite, or an architecture that does not give a network back.
     """
     _check_names(name, modules)
-    queries = _queries(anchors_queries, code)
+    queries = _queries(anchors_queries, least_anchors(code.k, modules.encoder is not None))
     embeddings = _embeddings(modules.backbone, queries)
     tasks = {
         task: _width(f"heads: {task!r}", head, embeddings) for task, head in modules.heads.items()
@@ -58,25 +57,13 @@ def describe(
     parts = modules.parts()
     inputs = {part: examples.get(part, embeddings[:1]) for part in parts}
     entries = {part: entry_of(part, module, architecture) for part, module in parts.items()}
-    manifest = Manifest(
-        name=name,
-        code=CodeEntry(k=code.k, r=code.r, coefficients=np.asarray(code.coefficients).tolist()),
-        input_shape=tuple(queries.shape[1:]),
-        embedding_shape=tuple(embeddings.shape[1:]),
-        tasks=tasks,
-        architecture=Architecture(
-            backbone=entries["backbone"],
-            encoder=entries.get("encoder"),
-            heads={task: entries[f"head.{task}"] for task in tasks},
-            light=entries.get("light"),
-        ),
-        metadata={
-            **metadata,
-            "macs": by_part({part: macs(parts[part], inputs[part]) for part in parts}),
-            "parameters": by_part({part: _parameters(module) for part, module in parts.items()}),
-            "certificates": modules.certificates,
-        },
-    )
+    found = {
+        "macs": by_part({part: macs(parts[part], inputs[part]) for part in parts}),
+        "parameters": by_part({part: _parameters(module) for part, module in parts.items()}),
+        "certificates": modules.certificates,
+    }
+    shapes = queries.shape[1:], embeddings.shape[1:]
+    manifest = manifest_of(name, code, *shapes, tasks, entries, {**metadata, **found})
     check_given(architecture, manifest)
     for part, module in parts.items():
         check_rebuilds(part, entries[part], module, inputs[part])
@@ -91,7 +78,7 @@ def _check_names(name: str, modules: TorchModules) -> None:
         raise ValueError("heads: expected at least one task")
 
 
-def _queries(anchors_queries: Any, code: Code) -> torch.Tensor:
+def _queries(anchors_queries: Any, least: int) -> torch.Tensor:
     given = torch.as_tensor(anchors_queries)
     if not given.is_floating_point():
         raise ValueError(
@@ -99,7 +86,6 @@ def _queries(anchors_queries: Any, code: Code) -> torch.Tensor:
             "[0, 1]; give tokens as their embedding layer's output"
         )
     queries = given.detach().to("cpu", torch.float32, copy=True).contiguous()
-    least = max(code.k - 1, 1)
     if queries.ndim < 2 or len(queries) < least or not queries.numel():
         raise ValueError(
             f"anchors_queries: expected (A, *input) with A >= {least}, got {tuple(queries.shape)}"
@@ -111,16 +97,18 @@ def _queries(anchors_queries: Any, code: Code) -> torch.Tensor:
 
 def _embeddings(backbone: nn.Module, queries: torch.Tensor) -> torch.Tensor:
     what = f"backbone: (B, *input) -> (B, *embedding), called with {tuple(queries.shape)}"
-    embeddings = _run(what, backbone, queries)
-    if embeddings.ndim < 2 or len(embeddings) != len(queries) or not embeddings.numel():
-        raise ValueError(f"{what}: got {tuple(embeddings.shape)}")
+    # One query is not enough to see whether the backbone mixes those of a batch.
+    several = queries if len(queries) > 1 else torch.cat([queries, queries.flip(-1)])
+    embeddings = _run(what, backbone, several)
+    if embeddings.ndim < 2 or len(embeddings) != len(several) or not embeddings.numel():
+        raise ValueError(f"{what}: got {tuple(embeddings.shape)} for a batch of {len(several)}")
     alone = _run(what, backbone, queries[:1])
     if not (alone - embeddings[:1]).abs().max() <= _SAME * embeddings.abs().max():
         raise ValueError(
             "backbone: it answers a query differently beside others than alone, but each query of "
             "a group goes to a worker of its own"
         )
-    return embeddings
+    return embeddings[: len(queries)]
 
 
 def _width(what: str, head: nn.Module, embeddings: torch.Tensor) -> int:

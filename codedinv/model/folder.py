@@ -25,6 +25,7 @@ from codedinv.model.manifest import (
     WEIGHTS,
     FileEntry,
     Manifest,
+    check_manifest,
 )
 from codedinv.model.names import check_name, check_task
 
@@ -162,6 +163,7 @@ def _parse_manifest(path: Path) -> tuple[dict[str, FileEntry], Manifest, str]:
         del content["format"], content["schema_version"]
         manifest = Manifest(**content)
         _check_names(manifest, table)
+        check_manifest(manifest)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path} does not follow schema {SCHEMA_VERSION}: {error}") from error
     return table, manifest, hashlib.sha256(text).hexdigest()

@@ -10,18 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codedinv.coding import Code
-from codedinv.model.anchors import Anchors
+from codedinv.model.anchors import Anchors, least_anchors
 from codedinv.model.manifest import (
     BACKBONE,
     ENCODER,
-    IDENTITY,
     LIGHT,
     ONNX,
-    Architecture,
-    CodeEntry,
     Manifest,
     by_part,
     head_file,
+    manifest_of,
 )
 from codedinv.model.names import check_name, check_task
 from codedinv.model.onnx_files import OnnxPart, Source, need_onnx
@@ -43,6 +41,7 @@ def describe_onnx(
 
     Raises:
         BundleError: a file that is missing or no ONNX.
+        TypeError: heads that are not by task.
         ValueError: a bad name, or parts that do not fit together.
         MissingExtra: the package onnx is not installed.
     """
@@ -50,7 +49,8 @@ def describe_onnx(
     name = _name_of(name, backbone)
     parts = {"backbone": OnnxPart("backbone", backbone, "query", "embedding")}
     shape = parts["backbone"].input_shape
-    queries = _queries(anchors_queries, shape, code, needed=encoder is not None)
+    least = least_anchors(code.k, encoder is not None)
+    queries = _queries(anchors_queries, shape, least, needed=encoder is not None)
     embeddings = parts["backbone"].run(queries)
     tasks, head_parts = _heads(heads, embeddings)
     parts |= head_parts
@@ -58,27 +58,15 @@ def describe_onnx(
         parts["encoder"] = _encoder(encoder, queries, code)
     if light is not None:
         parts["light"] = _light(light, queries, tasks)
-    kinds = {part: {"kind": ONNX} for part in parts}
     no_work = {f"head.{task}": 0 for task in tasks}
-    manifest = Manifest(
-        name=name,
-        code=CodeEntry(k=code.k, r=code.r, coefficients=np.asarray(code.coefficients).tolist()),
-        input_shape=tuple(queries.shape[1:]),
-        embedding_shape=tuple(embeddings.shape[1:]),
-        tasks=tasks,
-        architecture=Architecture(
-            backbone=kinds["backbone"],
-            encoder=kinds.get("encoder"),
-            heads={task: kinds.get(f"head.{task}", {"kind": IDENTITY}) for task in tasks},
-            light=kinds.get("light"),
-        ),
-        metadata={
-            **metadata,
-            "macs": by_part(no_work | {name: part.macs for name, part in parts.items()}),
-            "parameters": by_part(no_work | {n: part.parameters for n, part in parts.items()}),
-            "certificates": None,
-        },
-    )
+    found = {
+        "macs": by_part(no_work | {name: part.macs for name, part in parts.items()}),
+        "parameters": by_part(no_work | {n: part.parameters for n, part in parts.items()}),
+        "certificates": None,
+    }
+    entries = {part: {"kind": ONNX} for part in parts}
+    shapes = queries.shape[1:], embeddings.shape[1:]
+    manifest = manifest_of(name, code, *shapes, tasks, entries, {**metadata, **found})
     contents = {_file_of(name): part.content for name, part in parts.items()}
     return manifest, Anchors(queries, embeddings), contents
 
@@ -94,6 +82,10 @@ def _heads(
     """Outputs of each task, and the heads that there are, as "head.TASK"."""
     if heads is None:
         return {DEFAULT_TASK: _width("backbone, whose result is the answer", embeddings)}, {}
+    if not isinstance(heads, Mapping):
+        raise TypeError(
+            f"heads: expected ONNX files by task, such as {{'label': 'head.onnx'}}, got {heads!r}"
+        )
     if not heads:
         raise ValueError("heads: expected at least one task, or None: the backbone is the answer")
     tasks, parts = {}, {}
@@ -114,9 +106,8 @@ def _name_of(name: str | None, backbone: Source) -> str:
 
 
 def _queries(
-    given: Any, shape: tuple[int, ...] | None, code: Code, needed: bool
+    given: Any, shape: tuple[int, ...] | None, least: int, needed: bool
 ) -> NDArray[np.float32]:
-    least = max(code.k - 1, 1)
     if given is None:
         if needed:
             raise ValueError(f"anchors_queries: a model with an encoder needs {least} of them")

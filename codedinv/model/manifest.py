@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from codedinv.coding import Code
 
 SCHEMA_VERSION = 1
 FORMAT = "codedinv-bundle"
@@ -126,27 +130,134 @@ class Manifest(_Strict):
         return self.architecture.heads.get(task, {}).get("kind") == IDENTITY
 
 
+def manifest_of(
+    name: str,
+    code: Code,
+    input_shape: Sequence[int],
+    embedding_shape: Sequence[int],
+    tasks: Mapping[str, int],
+    entries: Mapping[str, dict[str, Any]],
+    metadata: Mapping[str, Any],
+) -> Manifest:
+    """The manifest of a model whose parts have been looked at.
+
+    Args:
+        entries: of `Architecture`, by part as in `Architecture.parts`. A head without one is the
+            identity.
+        name, code, input_shape, embedding_shape, tasks, metadata: as in `Manifest`.
+    """
+    identity = {"kind": IDENTITY}
+    return Manifest(
+        name=name,
+        code=CodeEntry(k=code.k, r=code.r, coefficients=code.coefficients.tolist()),
+        input_shape=tuple(input_shape),
+        embedding_shape=tuple(embedding_shape),
+        tasks=dict(tasks),
+        architecture=Architecture(
+            backbone=entries["backbone"],
+            encoder=entries.get("encoder"),
+            heads={task: entries.get(f"head.{task}", identity) for task in tasks},
+            light=entries.get("light"),
+        ),
+        metadata=dict(metadata),
+    )
+
+
 ENCODED = ("invertible", "worker-encoded")  # these need an encoder; "guided" needs a light model
-SCHEMES = (*ENCODED, "guided", "replication", "uncoded")
+GROUPED = (*ENCODED, "guided")
+SCHEMES = (*GROUPED, "replication", "uncoded")
+GROUPINGS = ("arrival", "alike")  # ways to make groups, each with weights of fusion of its own
 
 
 def with_scheme(
-    manifest: Manifest, scheme: str, fusion: Mapping[str, tuple[float, float]] | None
+    manifest: Manifest,
+    scheme: str,
+    fusion: Mapping[str, tuple[float, float]] | None,
+    input_range: tuple[float, float] | None,
 ) -> Manifest:
-    """The manifest of a model that is meant for `scheme` and fuses with these weights.
+    """The manifest of a model that is meant for `scheme`, fuses with these weights and takes
+    queries of this range.
 
     Raises:
-        ValueError: an unknown scheme, or one that lacks the network it needs.
+        TypeError: something else than numbers.
+        ValueError: as `check_manifest`.
     """
-    parts = manifest.architecture
+    weights = None if fusion is None else {w: _floats("fusion", f) for w, f in fusion.items()}
+    bounds = None if input_range is None else _floats("input_range", input_range)
+    update = {"scheme": scheme, "fusion": weights, "input_range": bounds}
+    completed = manifest.model_copy(update=update)
+    check_manifest(completed)
+    return completed
+
+
+def _floats(argument: str, values: Iterable[float]) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise TypeError(f"{argument}: expected two numbers, got {values!r}") from None
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Refuses a manifest that contradicts itself: anybody can write one.
+
+    Raises:
+        ValueError: the message names the entry, what was expected and what came.
+    """
+    for what, shape in (
+        ("input_shape", manifest.input_shape),
+        ("embedding_shape", manifest.embedding_shape),
+    ):
+        if not shape or min(shape) < 1:
+            raise ValueError(f"{what}: expected one or more sizes of 1 or more, got {shape}")
+    for task, outputs in manifest.tasks.items():
+        if outputs < 1:
+            raise ValueError(f"tasks: {task!r}: expected 1 output or more, got {outputs}")
+    _check_code(manifest.code)
+    _check_scheme(manifest)
+    _check_fusion(manifest)
+    _check_range(manifest.input_range)
+
+
+def _check_code(code: CodeEntry) -> None:
+    if code.k < 1 or code.r < 1:
+        raise ValueError(f"code: expected k and r of 1 or more, got k = {code.k}, r = {code.r}")
+    widths = sorted({len(row) for row in code.coefficients})
+    if len(code.coefficients) != code.r or widths != [code.k]:
+        raise ValueError(
+            f"code: expected {code.r} x {code.k} coefficients (r x k), got "
+            f"{len(code.coefficients)} rows of {' or '.join(map(str, widths)) or 'nothing'}"
+        )
+
+
+def _check_scheme(manifest: Manifest) -> None:
+    parts, scheme = manifest.architecture, manifest.scheme
     if scheme not in SCHEMES:
         raise ValueError(f"scheme: expected one of {', '.join(SCHEMES)}, got {scheme!r}")
     if scheme in ENCODED and parts.encoder is None:
         raise ValueError(f"encoder: the scheme {scheme!r} needs one, got None")
-    if parts.light is None and (scheme == "guided" or fusion is not None):
+    if parts.light is None and (scheme == "guided" or manifest.fusion is not None):
         raise ValueError("light: the scheme 'guided' and fusion need a light model, got None")
-    weights = None if fusion is None else dict(fusion)
-    return manifest.model_copy(update={"scheme": scheme, "fusion": weights})
+    if manifest.code.k < 2 and scheme in GROUPED:
+        raise ValueError(
+            f"code: expected k of 2 or more, as the scheme {scheme!r} groups queries, got k = "
+            f"{manifest.code.k}; 'replication' copies single ones"
+        )
+
+
+def _check_fusion(manifest: Manifest) -> None:
+    for way, weights in (manifest.fusion or {}).items():
+        if way not in GROUPINGS or len(weights) != 2 or not all(map(math.isfinite, weights)):
+            raise ValueError(
+                f"fusion: expected two finite weights for {' or '.join(map(repr, GROUPINGS))}, "
+                f"got {weights} for {way!r}"
+            )
+
+
+def _check_range(bounds: tuple[float, float] | None) -> None:
+    if bounds is None:
+        return
+    if len(bounds) != 2 or not all(map(math.isfinite, bounds)) or not bounds[0] < bounds[1]:
+        raise ValueError(f"input_range: expected two finite numbers, least first, got {bounds}")
 
 
 def by_part(numbers: Mapping[str, int]) -> dict[str, Any]:

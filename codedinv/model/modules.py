@@ -50,9 +50,14 @@ def assemble(
     Copies, so that training may go on without changing a model that was made of its networks.
 
     Raises:
-        TypeError: a part is no module.
+        TypeError: a part is no module, or heads are not by task.
         ValueError: a part cannot be copied.
     """
+    if not isinstance(heads, Mapping):
+        raise TypeError(
+            "heads: expected torch modules by task, such as {'label': head}, got a "
+            f"{type(heads).__name__}"
+        )
     certificates = None
     if isinstance(backbone, IResNet):
         backbone, proofs = backbone.bake()

@@ -74,20 +74,23 @@ class OnnxPart:
         Raises:
             ValueError: it is not; the message says what was expected and what came.
         """
+        # One alone is not enough to see whether it mixes the rows of a batch.
+        several = x if len(x) > 1 else np.concatenate([x, x[..., ::-1]])
         try:
             session = self.network.open()
-            result = np.asarray(session.run(None, {session.get_inputs()[0].name: x})[0])
+            result = np.asarray(session.run(None, {session.get_inputs()[0].name: several})[0])
             alone = np.asarray(session.run(None, {session.get_inputs()[0].name: x[:1]})[0])
         except BundleError as error:
             raise ValueError(f"{self.part}: {error}") from error
         except Exception as error:  # ONNX Runtime's kinds have no common base
             raise ValueError(
-                f"{self.part}: it does not take float32 {x.shape}: {error}. A batch of any size is "
-                "needed; was the graph exported with dynamic_axes={...: {0: 'batch'}}?"
+                f"{self.part}: it does not take float32 {several.shape}: {error}. A batch of any "
+                "size is needed; was the graph exported with dynamic_axes={...: {0: 'batch'}}?"
             ) from error
-        if result.ndim < 2 or len(result) != len(x) or not result.size or len(alone) != 1:
+        if result.ndim < 2 or len(result) != len(several) or not result.size or len(alone) != 1:
             raise ValueError(
-                f"{self.part}: expected (B, ...) for (B, ...), got {result.shape} for {x.shape}"
+                f"{self.part}: expected (B, ...) for (B, ...), got {result.shape} for "
+                f"{several.shape}"
             )
         if not np.isfinite(result).all():
             raise ValueError(f"{self.part}: NaN or infinity for the anchors' queries")
@@ -95,7 +98,7 @@ class OnnxPart:
             raise ValueError(
                 f"{self.part}: it answers a query differently beside others than alone"
             )
-        return result.astype(np.float32, copy=False)
+        return result[: len(x)].astype(np.float32, copy=False)
 
 
 def _read(part: str, source: Source) -> Any:

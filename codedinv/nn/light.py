@@ -130,19 +130,26 @@ def light_for(
         ValueError: the budget does not even pay for a linear model.
     """
     query = torch.zeros(1, *input_shape)
-    found: nn.Module | None = None
+    convolved = _convolved(input_shape, outputs, mean, std)
+    found = None if convolved is None else widest(convolved, budget, query)
+    return found if found is not None else _perceptron(input_shape, outputs, budget, query)
+
+
+def _convolved(
+    input_shape: Sequence[int],
+    outputs: int,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> Callable[[int], nn.Module] | None:
+    """Makes a convolutional light model of a width; None: such queries are not convolved."""
     if len(input_shape) == 3 and min(input_shape[1:]) >= _SMALLEST_SIDE:
         channels, height, width = input_shape
         means = tuple(mean) or (0.0,) * channels
         stds = tuple(std) or (1.0,) * channels
-        found = widest(
-            lambda w: SeparableNet((channels, height, width), outputs, w, means, stds),
-            budget,
-            query,
-        )
-    elif len(input_shape) == 2 and max(input_shape) >= _SMALLEST_SIDE:
-        found = widest(lambda w: SeparableSeries(input_shape, outputs, w), budget, query)
-    return found if found is not None else _perceptron(input_shape, outputs, budget, query)
+        return lambda w: SeparableNet((channels, height, width), outputs, w, means, stds)
+    if len(input_shape) == 2 and max(input_shape) >= _SMALLEST_SIDE:
+        return lambda w: SeparableSeries(input_shape, outputs, w)
+    return None
 
 
 def _perceptron(
@@ -160,9 +167,26 @@ def _perceptron(
     if one is not None:
         return one
     raise ValueError(
-        f"budget: {budget:.0f} multiply-accumulates are too few for any light model of queries "
-        f"{tuple(input_shape)}; a linear one takes {macs(linear, query)}"
+        f"budget: {budget:,.0f} multiply-accumulates are too few for any light model of queries "
+        f"{tuple(input_shape)}; the least takes {least_light(input_shape, outputs):,}"
     )
+
+
+def least_light(input_shape: Sequence[int], outputs: int) -> int:
+    """Multiply-accumulates of the lightest model that `light_for` makes of any budget.
+
+    Args:
+        input_shape: of a query.
+        outputs: logits, of all tasks.
+    """
+    query = torch.zeros(1, *input_shape)
+    candidates: list[nn.Module] = [
+        Perceptron(input_shape, outputs, ()),
+        Perceptron(input_shape, outputs, (1,)),
+    ]
+    if (convolved := _convolved(input_shape, outputs)) is not None:
+        candidates.append(convolved(1))
+    return min(macs(candidate, query) for candidate in candidates)
 
 
 def widest(build: Callable[[int], ModuleT], budget: float, example: Tensor) -> ModuleT | None:

@@ -106,7 +106,9 @@ class Admission:
             if self.tracing is not None:
                 self.tracing.begin(query)
             self._inbox.append(ev.Submitted(now, query_id, query, deadline))
-        self._wake()
+            is_first = len(self._inbox) == 1
+        if is_first:  # else the loop was woken for those before, and has not come to them yet
+            self._wake()
         return future
 
     def withdraw(self, query: int) -> bool:
@@ -142,7 +144,8 @@ class Admission:
 
     def post(self, event: ev.Encoded | ev.EncodeFailed) -> None:
         """The encoder has an answer."""
-        self._inbox.append(event)
+        with self._lock:
+            self._inbox.append(event)
         self._wake()
 
     def close(self, reason: str, drain_s: float) -> None:
@@ -170,11 +173,12 @@ class Admission:
     # ---- for the loop
 
     def next(self) -> list[ToTheLoop]:
-        """What came since the last time."""
+        """What came since the last time, to the last: `submit` counts on it."""
         inbox = self._inbox
-        if not inbox:
-            return []
-        return [inbox.popleft() for _ in range(len(inbox))]
+        came: list[ToTheLoop] = []
+        while inbox:
+            came.append(inbox.popleft())
+        return came
 
     def take(self, query: int) -> Pending | None:
         """The query, whose future is now the taker's to end; None: its caller cancelled it."""

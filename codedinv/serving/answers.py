@@ -153,7 +153,8 @@ class Answers:
         pending = self._admission.take(answer.query)
         if pending is None:
             return  # cancelled a moment ago
-        outputs = self._fused(answer, pending.query, outputs)
+        if answer.source == "reconstructed":
+            outputs = self._fused(answer, pending.query, outputs)
         latency = time.monotonic() - pending.submitted_at
         self._metrics.answered(answer.source, latency)
         version = self._served[answer.version].version
@@ -166,7 +167,7 @@ class Answers:
     def _fused(self, answer: Answer, query: Array, outputs: dict[str, Array]) -> dict[str, Array]:
         """A reconstructed answer with the light model's mixed in, where the model can."""
         fuse = self._served[answer.version].fuse
-        if answer.source != "reconstructed" or fuse is None:
+        if fuse is None:
             return outputs
         try:
             return dict(fuse(query, outputs))

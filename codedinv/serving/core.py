@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from codedinv.schemes.scheme import Plan, Source
@@ -22,6 +23,13 @@ from codedinv.serving.audits import Audits
 from codedinv.serving.crew import Crew
 from codedinv.serving.fleet import Fleet, Worker
 from codedinv.serving.groups import (
+    ARRIVED,
+    ENCODING,
+    LOST,
+    NOBODY,
+    PLANNED,
+    SENT,
+    WAITING,
     Attempt,
     Errand,
     Group,
@@ -148,10 +156,12 @@ class Core:
     def take(self, event: ev.Event) -> list[act.Action]:
         """The first half of `handle`: what follows from the event itself. `conclude` must come
         before the loop waits again; until then no task is sent and no timer set."""
-        self.now = max(self.now, event.time)
+        if event.time > self.now:
+            self.now = event.time
         self._out = []
         self._on_event[type(event)](event)
-        self.rollout.advance()
+        if self.rollout.old is not None or self.rollout.waiting:
+            self.rollout.advance()
         return self._out
 
     def conclude(self) -> list[act.Action]:
@@ -179,9 +189,10 @@ class Core:
 
     def lanes(self, version: int) -> Lanes:
         """The waiting tasks of a version."""
-        if version not in self._lanes:
-            self._lanes[version] = Lanes()
-        return self._lanes[version]
+        lanes = self._lanes.get(version)
+        if lanes is None:
+            lanes = self._lanes[version] = Lanes()
+        return lanes
 
     def waiting(self) -> int:
         """How many tasks wait, of all versions."""
@@ -214,7 +225,8 @@ class Core:
             left = max(0.0, query.deadline - self.now)
             margin = min(self.policy.deadline_margin_s, left / 4)
             query.alarm = self.timers.set(query.deadline - margin, "last_call", query)
-            self._hurry(group, query.deadline, left)
+            if group.alarm is not None:
+                self._hurry(group, query.deadline, left)
         self._enqueue(group, query.slot, "first")
         if group.is_full():
             self._close_group(group)
@@ -231,10 +243,14 @@ class Core:
 
     def _hurry(self, group: Group, deadline: float, left: float) -> None:
         """Closes the group in time for its parities to help a member with this deadline."""
-        if group.alarm is None:
-            return
-        round_trip = 2 * self._usual_service() if self.service.count else left / 2
-        latest = max(self.now, deadline - self.policy.deadline_margin_s - round_trip)
+        latest = deadline - self.policy.deadline_margin_s
+        if self.service.count:
+            if latest - 2 * self.service.quantile(0.9) >= group.closes_at:
+                return  # most often, and so with any usual service time
+            latest -= 2 * self._usual_service()
+        else:
+            latest -= left / 2
+        latest = max(self.now, latest)
         if latest < group.closes_at:
             self.timers.cancel(group.alarm)
             group.closes_at = latest
@@ -266,16 +282,18 @@ class Core:
         self.group_wait.record(self.now - group.opened_at)
         anchors = k - len(group.queries)
         for slot in range(len(group.queries), k):
-            group.states[slot] = SlotState.ARRIVED
+            group.states[slot] = ARRIVED
         group.arrived += anchors
-        self.counts["groups_partial"] += anchors > 0
+        if anchors:
+            self.counts["groups_partial"] += 1
         if n > k:
             if group.unanswered or self._is_checked(group):
-                group.states[k:] = [SlotState.PLANNED] * (n - k)
+                group.states[k:] = [PLANNED] * (n - k)
                 self._planned.append(group)
             else:
                 self.counts["groups_not_encoded"] += 1
-        self._settle(group)
+        if n > 1:  # else nothing follows: it was opened, and closes, with one query that waits
+            self._settle(group)
 
     def _is_checked(self, group: Group) -> bool:
         """Are its parities wanted although nobody waits for them?"""
@@ -295,7 +313,7 @@ class Core:
             copied |= self._make(group)
         while self._planned:
             group = self._planned[0]
-            if SlotState.PLANNED in group.states and self.lanes(group.version).data_waits():
+            if PLANNED in group.states and self.lanes(group.version).data_waits():
                 break
             self._planned.popleft()
             copied |= self._make(group)
@@ -303,13 +321,13 @@ class Core:
 
     def _make(self, group: Group) -> bool:
         """Makes the parities of a group that still wants them; True: they are copies."""
-        if SlotState.PLANNED not in group.states:
+        if PLANNED not in group.states:
             return False
         if group.plan.guided:
             self._copy_the_doubtful(group)
             return True
         k = group.plan.k
-        group.states[k:] = [SlotState.ENCODING] * (group.plan.n - k)
+        group.states[k:] = [ENCODING] * (group.plan.n - k)
         members = tuple(group.payloads[: len(group.queries)])
         members += (None,) * (k - len(group.queries))
         self._out.append(act.Encode(group.id, group.version, members))
@@ -321,7 +339,7 @@ class Core:
         waiting.sort(key=lambda q: -q.doubt)
         for slot in range(group.plan.k, group.plan.n):
             if not waiting:
-                group.states[slot] = SlotState.LOST
+                group.states[slot] = LOST
                 continue
             query = waiting.pop(0)
             group.copies[slot] = query
@@ -333,7 +351,7 @@ class Core:
         for slot, payload in enumerate(event.parities, start=group.plan.k):
             group.payloads[slot] = payload
             if self.rollout.is_over(group.version):
-                group.states[slot] = SlotState.LOST
+                group.states[slot] = LOST
             else:
                 self._enqueue(group, slot, "first")
         self._settle(group)
@@ -341,7 +359,7 @@ class Core:
     def _encode_failed(self, event: ev.EncodeFailed) -> None:
         group = self.groups[event.group]
         self.counts["encode_errors"] += 1
-        group.states[group.plan.k :] = [SlotState.LOST] * (group.plan.n - group.plan.k)
+        group.states[group.plan.k :] = [LOST] * (group.plan.n - group.plan.k)
         self._settle(group)
 
     # ---- tasks go out
@@ -349,25 +367,27 @@ class Core:
     def _enqueue(self, group: Group, slot: int, role: Role) -> None:
         attempt = Attempt(self.next_task(), group, slot, role)
         group.attempts[slot].append(attempt)
-        if group.states[slot] is not SlotState.SENT:
-            self._set_state(group, slot, SlotState.WAITING)
+        if group.states[slot] is not SENT:
+            self._set_state(group, slot, WAITING)
         lanes = self.lanes(group.version)
-        if role == "retry":
+        if role == "first" and slot < group.plan.k:
+            lanes.add(attempt, DATA)
+        elif role == "retry":
             self.counts["retries"] += 1
             lanes.add(attempt, URGENT, first=True)
         elif role == "hedge":
             # In a burst it goes before younger queries, in an overload it does not compete.
             lanes.add(attempt, URGENT if lanes.count(DATA) <= self.fleet.size else HEDGE)
-        elif slot < group.plan.k:
-            lanes.add(attempt, DATA)
         else:
             lanes.add(attempt, URGENT if group.lost_queries() else PARITY)
 
     def _set_state(self, group: Group, slot: int, state: SlotState) -> None:
-        if group.waits_for(slot):
-            self.queued += state is SlotState.WAITING
-            self.queued -= group.states[slot] is SlotState.WAITING
-        group.states[slot] = state
+        states = group.states
+        was = states[slot]
+        if was is not state:
+            if WAITING in (was, state) and group.waits_for(slot):
+                self.queued += 1 if state is WAITING else -1
+            states[slot] = state
 
     def _withdraw(self, attempt: Attempt) -> None:
         """Gives up an attempt that waits for a worker."""
@@ -384,13 +404,14 @@ class Core:
         group, slot = attempt.group, attempt.slot
         left = group.attempts[slot]
         left.remove(attempt)
-        self.timers.cancel(attempt.alarm)
-        if group.states[slot] is SlotState.ARRIVED:
+        if attempt.alarm is not None:
+            self.timers.cancel(attempt.alarm)
+        if group.states[slot] is ARRIVED:
             return
         if not left:
-            self._set_state(group, slot, SlotState.LOST)
+            self._set_state(group, slot, LOST)
         elif all(other.worker is None for other in left):
-            self._set_state(group, slot, SlotState.WAITING)
+            self._set_state(group, slot, WAITING)
 
     def _dispatch(self) -> None:
         for version in self.fleet.versions():
@@ -429,13 +450,15 @@ class Core:
             return self.fleet.pick(version, (), task.avoid, slow_too)
         group = task.group
         holders, erred = group.holders(), group.erred[task.slot]
-        never: set[int] = set()
+        never: AbstractSet[int] = NOBODY
         if self.fleet.takers(version) >= group.plan.n or task.role == "hedge":
-            never |= holders
-        if erred and self.fleet.others(version, erred):
-            never |= erred
+            never = holders
+        if erred:
+            if self.fleet.others(version, erred):
+                never = never | erred
+            holders = holders | erred
         slow_too = self.pace.slow_may_help(version, never)
-        return self.fleet.pick(version, holders | erred, never, slow_too)
+        return self.fleet.pick(version, holders, never, slow_too)
 
     def send(self, task: Task, worker: Worker) -> None:
         """Gives a worker a task."""
@@ -451,16 +474,18 @@ class Core:
 
     def _attempt_sent(self, attempt: Attempt) -> tuple[str, Any]:
         group, slot = attempt.group, attempt.slot
-        self._set_state(group, slot, SlotState.SENT)
+        self._set_state(group, slot, SENT)
         if attempt.role == "hedge":
             self.counts["hedges"] += 1
         else:
             group.sends[slot] += 1
-        self.counts["parity_queries"] += slot >= group.plan.k
-        if attempt.role == "first" and slot < group.plan.k:
-            self.hedging.query_sent()
+        if slot >= group.plan.k:
+            self.counts["parity_queries"] += 1
+        elif attempt.role == "first":
             self.queue_wait.record(self.now - group.queries[slot].since)
-            self._plan_hedge(attempt)
+            if self.policy.hedge_after is not None:
+                self.hedging.query_sent()
+                self._plan_hedge(attempt)
         return group.plan.models[slot], group.payloads[slot]
 
     def _plan_hedge(self, attempt: Attempt) -> None:
@@ -500,7 +525,7 @@ class Core:
         left = deadline - self.now
         if left <= 0:
             return True
-        if self.service.count < _FEWEST_TIMES:
+        if self.service.count < _FEWEST_TIMES or left >= self.service.quantile(0.9):
             return False
         # Those that came in the same turn do not wait for each other while there is room for all.
         waiting = lanes.count(URGENT) + lanes.count(DATA)
@@ -549,7 +574,8 @@ class Core:
         # A stall of this process is no worker's: by such times every query would look hopeless.
         took = self.crew.attended - task.sent_at
         self.service.add(took)
-        self.pace.measured(worker, took)
+        if self.policy.hedge_after is not None:
+            self.pace.measured(worker, took)
         self.quarantine.succeeded(worker, task)
         self._absorb(task, worker, event.result)
         self._settle(task.group)
@@ -557,11 +583,11 @@ class Core:
     def _absorb(self, attempt: Attempt, worker: Worker, result: Any) -> None:
         """Takes the first result of a slot; those of its other attempts are only counted."""
         group, slot = attempt.group, attempt.slot
-        if group.states[slot] is SlotState.ARRIVED:
+        if group.states[slot] is ARRIVED:
             self._drop(attempt)
             self.counts["late_results"] += 1
             return
-        self._set_state(group, slot, SlotState.ARRIVED)
+        self._set_state(group, slot, ARRIVED)
         self._drop(attempt)
         group.arrived += 1
         group.answerers[slot] = (worker.index, worker.generation)
@@ -570,7 +596,8 @@ class Core:
         query = group.queries[slot] if slot < len(group.queries) else group.copies.get(slot)
         if query is not None and not query.done:
             is_second = attempt.role == "hedge" or slot in group.copies
-            self.counts["hedge_wins"] += is_second
+            if is_second:
+                self.counts["hedge_wins"] += 1
             self._resolve(query, "hedged" if is_second else "exact", result)
             return
         if group.unanswered == 0 or slot < group.plan.k:
@@ -590,6 +617,8 @@ class Core:
 
     def _call_off(self, group: Group, slot: int) -> None:
         """The slot's other attempts are of no use any more."""
+        if not group.attempts[slot]:
+            return
         for attempt in list(group.attempts[slot]):
             if attempt.worker is None:
                 self._withdraw(attempt)
@@ -652,7 +681,7 @@ class Core:
         for query in group.queries:
             if query.done:
                 continue
-            lost = group.states[query.slot] is SlotState.LOST
+            lost = group.states[query.slot] is LOST
             if at_once or lost or query.last_call or group.grace_over:
                 self.counts["groups_recovered"] += not group.recovered
                 group.recovered = True
@@ -665,7 +694,7 @@ class Core:
         lost = group.lost_queries()
         if not lost:
             return
-        if SlotState.PLANNED in group.states:
+        if PLANNED in group.states:
             self._urgent.append(group)
         for parity in group.attempts[group.plan.k :]:
             for attempt in parity:
@@ -674,14 +703,14 @@ class Core:
         short = group.plan.needed - group.arrived - group.pending()
         if short <= 0:
             return
-        others = [s for s, state in enumerate(group.states) if state is SlotState.LOST]
+        others = [s for s, state in enumerate(group.states) if state is LOST]
         candidates = [s for s in lost if self._may_send(group, s)]
         candidates += [s for s in others if s not in lost and self._may_send(group, s)]
         for slot in candidates[:short]:
             self._enqueue(group, slot, "retry")
         if short > len(candidates):
             for slot in lost:
-                if group.states[slot] is SlotState.LOST:
+                if group.states[slot] is LOST:
                     self._fail(
                         group.queries[slot],
                         "unrecoverable",
@@ -694,14 +723,22 @@ class Core:
 
     def _sweep(self, group: Group) -> None:
         """Gives up waiting tasks that nobody needs any more, then the group itself."""
+        queries = group.queries
         for slot, state in enumerate(group.states):
-            if state in (SlotState.PLANNED, SlotState.WAITING) and not self._is_needed(group, slot):
+            if state is ARRIVED or (slot < len(queries) and not queries[slot].done):
+                continue  # nothing waits there, or it is needed
+            if state in (PLANNED, WAITING) and not self._is_needed(group, slot):
                 self.counts["parities_dropped"] += slot >= group.plan.k
-                self._set_state(group, slot, SlotState.LOST)
+                self._set_state(group, slot, LOST)
                 self._withdraw_all(group, slot)
-            elif state is SlotState.SENT and not group.waits_for(slot):
+            elif state is SENT:
                 self._withdraw_all(group, slot)
-        if group.finished() and group.id in self.groups and not self.audits.holds(group):
+        if (
+            group.unanswered == 0
+            and group.finished()
+            and group.id in self.groups
+            and not self.audits.holds(group)
+        ):
             self.timers.cancel(group.alarm)
             group.alarm = None
             if group.arrived == group.plan.n > group.plan.k and not group.plan.guided:
@@ -723,8 +760,10 @@ class Core:
 
     def retire(self, group: Group) -> None:
         """Forgets a group that is finished."""
-        is_decoded = group.plan.n > group.plan.k and not group.plan.guided
-        if self.groups.pop(group.id, None) is not None and is_decoded:
+        if self.groups.pop(group.id, None) is None:
+            return
+        group.queries = []  # which know it, too: so that they go at once, not by garbage collection
+        if group.plan.n > group.plan.k and not group.plan.guided:
             self._out.append(act.Retire(group.id))
 
     def _is_needed(self, group: Group, slot: int) -> bool:
@@ -740,7 +779,7 @@ class Core:
             return undecodable and bool(group.lost_queries())
         if undecodable and group.parity_can_help():
             return True
-        if not self._is_checked(group) or SlotState.LOST in group.states:
+        if not self._is_checked(group) or LOST in group.states:
             return False
         unread = self.lanes(group.version).count(PARITY) + len(self._planned)
         return unread <= _UNREAD_PARITIES * self.fleet.size
@@ -764,7 +803,8 @@ class Core:
 
     def _end(self, query: Query) -> None:
         group = query.group
-        self.queued -= group.states[query.slot] is SlotState.WAITING
+        if group.states[query.slot] is WAITING:
+            self.queued -= 1
         query.done = True
         group.unanswered -= 1
         self.timers.cancel(query.alarm)
@@ -798,7 +838,7 @@ class Core:
     def abandon_version(self, version: int) -> None:
         """No worker of that version takes tasks any more: its queries move on to the next one."""
         for group in [g for g in self.groups.values() if g.version == version]:
-            waits = SlotState.PLANNED in group.states or SlotState.WAITING in group.states
+            waits = PLANNED in group.states or WAITING in group.states
             if group.unanswered or waits:
                 if not group.closed:
                     self._close_group(group)
@@ -810,7 +850,7 @@ class Core:
         """Gives queries whose own task is at no worker to a group of the version that goes on."""
         for query in group.queries:
             slot = query.slot
-            if query.done or group.states[slot] not in (SlotState.WAITING, SlotState.LOST):
+            if query.done or group.states[slot] not in (WAITING, LOST):
                 continue
             if group.is_decodable():
                 self._resolve(query, group.plan.recovered, None)

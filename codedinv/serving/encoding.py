@@ -14,6 +14,7 @@ import numpy as np
 from codedinv.schemes import Scheme
 from codedinv.schemes.scheme import Array
 from codedinv.serving import events as ev
+from codedinv.serving.arrays import is_finite, stacked
 
 _BATCH = 4  # groups in one call; more would let the first of them wait for the last
 
@@ -86,7 +87,8 @@ class EncoderThread:
 
     def _encode(self, batch: list[_Job]) -> None:
         try:
-            queries = np.stack([np.stack(job.members) for job in batch])
+            queries = stacked([query for job in batch for query in job.members])
+            queries = queries.reshape(len(batch), -1, *queries.shape[1:])
             parities = parities_of(batch[0].scheme, queries)
         except BaseException as error:  # SystemExit too: it is this thread that would end
             if len(batch) > 1:  # one of them may be the reason, and the others need not suffer
@@ -96,7 +98,7 @@ class EncoderThread:
                 self._fail(batch[0], f"{type(error).__name__}: {error}")
             return
         for job, rows in zip(batch, parities, strict=True):
-            if np.isfinite(rows).all():
+            if is_finite(rows):
                 self._done(ev.Encoded(time.monotonic(), job.group, tuple(rows)))
             else:
                 self._fail(job, "the parity query has NaN or infinite values")

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from codedinv.serving import actions as act
 from codedinv.serving import events as ev
 from codedinv.serving.admission import Admission, Ask, Reload
 from codedinv.serving.answers import Answer, Answers, Corrected
+from codedinv.serving.arrays import is_finite, stacked
 from codedinv.serving.coding_groups import CodingGroups
 from codedinv.serving.core import Core
 from codedinv.serving.encoding import EncoderThread
@@ -30,6 +32,7 @@ from codedinv.serving.reloads import Reloads
 from codedinv.serving.tracing import Tracing
 from codedinv.serving.versions import CALLERS_ERRORS, Served
 from codedinv.workers import Died, Dropped, Message, Pool, Ready, Result, TaskError
+from codedinv.workers.pool import Task
 
 _log = logging.getLogger("codedinv")
 
@@ -91,6 +94,9 @@ class Engine:
         self._versions: dict[int, int] = {}  # by worker
         self._not_settled = set(range(workers))
         self._replies: deque[ev.Event] = deque()  # answers to actions
+        # A pool of one's own may have `send` only.
+        self._send_many = getattr(pool, "send_many", None) or partial(Pool.send_many, pool)
+        self._to_send: dict[tuple[int, int], list[Task]] = {}  # by worker and generation
         self._asks: list[Ask] = []
         self._timer_at: float | None = None
         self._seen = 0.0  # when the last turn began
@@ -104,7 +110,7 @@ class Engine:
             act.Restart: self._restart,
             act.Kill: self._kill,
             act.Dispatch: self._dispatch,
-            act.Cancel: lambda a: self._pool.cancel(a.worker, a.generation, a.task),
+            act.Cancel: self._cancel,
             act.Encode: self._encode,
             act.Absorb: lambda a: self._groups.absorb(a.group, a.version, a.slot, a.result),
             act.Resolve: self._resolve,
@@ -213,7 +219,7 @@ class Engine:
             self._handle(ev.Stalled(now, now - self._seen - self._waited))
         for message in messages:
             self._handle(self._event(message, now))
-        for item in self._sorted(list(self.admission.next())):
+        for item in self._sorted(self.admission.next()):
             self._take(item, now)
         if self._timer_at is not None and self._timer_at <= now:
             # What lies in the sockets comes first: it may be what the alarm is about.
@@ -236,11 +242,13 @@ class Engine:
     def _sorted(self, items: list[Any]) -> list[Any]:
         """The same items; queries among them with bucket and doubt, where the scheme wants that."""
         sort = self._served[self._core.rollout.target].sort
+        if sort is None:
+            return items
         places = [i for i, item in enumerate(items) if isinstance(item, ev.Submitted)]
-        if sort is None or not places:
+        if not places:
             return items
         try:
-            found = sort(np.stack([items[i].payload for i in places]))
+            found = sort(stacked([items[i].payload for i in places]))
         except CALLERS_ERRORS as error:  # nobody waits for it: they are grouped as they come
             self._metrics.last_error = f"light model: {type(error).__name__}: {error}"
             return items
@@ -269,27 +277,32 @@ class Engine:
 
     def _conclude(self) -> None:
         """Sends what the turn's events made ready: once, for it costs as much as an event."""
-        self._do_all(self._core.conclude())
-        while self._replies:
-            self._handle(self._replies.popleft())
+        while True:
             self._do_all(self._core.conclude())
+            self._send_all()
+            if not self._replies:
+                return
+            while self._replies:
+                self._handle(self._replies.popleft())
 
     def _do_all(self, actions: list[act.Action]) -> None:
-        tracing = self._tracing
+        do, tracing = self._do, self._tracing
         for action in actions:
-            if tracing is not None:
-                tracing.before(action)
-            self._do[type(action)](action)
-            if tracing is not None:
-                tracing.after(action)
+            if tracing is None:
+                do[type(action)](action)
+                continue
+            tracing.before(action)
+            do[type(action)](action)
+            tracing.after(action)
 
     def _event(self, message: Message, now: float) -> ev.Event:
-        match message:
-            case Result(worker, generation, task, embedding):
-                flaw = self._flaw(worker, embedding)
-                if flaw:
-                    return self._event(TaskError(worker, generation, task, flaw), now)
+        if isinstance(message, Result):
+            worker, generation, task, embedding = message
+            flaw = self._flaw(worker, embedding)
+            if not flaw:
                 return ev.ResultArrived(now, worker, generation, task, embedding)
+            message = TaskError(worker, generation, task, flaw)
+        match message:
             case TaskError(worker, generation, task, reason):
                 self._metrics.last_error = f"worker {worker}: {reason}"
                 return ev.TaskFailed(now, worker, generation, task, reason)
@@ -309,7 +322,7 @@ class Engine:
         if not isinstance(embedding, np.ndarray) or embedding.shape != expected:
             got = getattr(embedding, "shape", type(embedding).__name__)
             return f"expected an embedding {expected}, got {got}"
-        return "" if np.isfinite(embedding).all() else "the embedding has NaN or infinite values"
+        return "" if is_finite(embedding) else "the embedding has NaN or infinite values"
 
     def _settle(self, worker: int) -> None:
         self._not_settled.discard(worker)
@@ -337,15 +350,30 @@ class Engine:
     def _kill(self, action: act.Kill) -> None:
         self._metrics.last_error = f"worker {action.worker} was killed: {action.reason}"
         self._settle(action.worker)
+        self._to_send.pop((action.worker, action.generation), None)
         self._pool.retire(action.worker, action.generation)
 
     def _dispatch(self, action: act.Dispatch) -> None:
         worker, generation, task, model, payload = action
-        try:
-            self._pool.send(worker, generation, task, model, payload)
-        except Exception as error:
-            self._pool.retire(worker, generation)
-            self._lost(worker, generation, error)
+        self._to_send.setdefault((worker, generation), []).append(Task(task, model, payload))
+        if self._tracing is not None:
+            self._send_all()  # now: the trace's headers are this task's
+
+    def _send_all(self) -> None:
+        """Gives workers their tasks, each all of its own at once."""
+        if not self._to_send:
+            return
+        to_send, self._to_send = self._to_send, {}
+        for (worker, generation), tasks in to_send.items():
+            try:
+                self._send_many(worker, generation, tasks)
+            except Exception as error:
+                self._pool.retire(worker, generation)
+                self._lost(worker, generation, error)
+
+    def _cancel(self, action: act.Cancel) -> None:
+        self._send_all()  # it may be one of these
+        self._pool.cancel(action.worker, action.generation, action.task)
 
     def _lost(self, worker: int, generation: int, error: Exception) -> None:
         reason = f"{type(error).__name__}: {error}"

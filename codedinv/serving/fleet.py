@@ -89,6 +89,7 @@ class Fleet:
         self.size = workers
         self._in_flight = in_flight
         self._rooms: dict[int, list[Room]] = {}
+        self._with_room: dict[int, int] = {}  # workers in the rooms
         self._takers: dict[int, int] = {}
 
     def __iter__(self) -> Iterator[Worker]:
@@ -120,11 +121,11 @@ class Fleet:
 
     def has_room(self, version: int) -> bool:
         """Can any worker of that version take a task?"""
-        return any(self._rooms.get(version, ()))
+        return self._with_room.get(version, 0) > 0
 
     def with_room(self, version: int) -> int:
         """How many workers of that version can take a task."""
-        return sum(len(room) for room in self._rooms.get(version, ()))
+        return self._with_room.get(version, 0)
 
     def pick(
         self,
@@ -194,16 +195,14 @@ class Fleet:
 
     def assign(self, worker: Worker, task: Task) -> None:
         """The task goes to the worker."""
-        self._unfile(worker)
         task.worker = worker.index
         worker.outstanding[task.id] = task
-        self._file(worker)
+        self._refile(worker)
 
     def release(self, worker: Worker, task: Task) -> None:
         """The worker gave the task back: done, failed or dropped."""
-        self._unfile(worker)
         del worker.outstanding[task.id]
-        self._file(worker)
+        self._refile(worker)
 
     def gone(self, worker: Worker, vacant: bool = False) -> list[Task]:
         """The worker is dead, or its place `vacant`; returns what it held."""
@@ -226,17 +225,31 @@ class Fleet:
         if worker.takes_tasks:
             self._takers[worker.version] = self._takers.get(worker.version, 0) + change
 
+    def _refile(self, worker: Worker) -> None:
+        """Puts the worker where its load has it now."""
+        load, room = len(worker.outstanding), worker.room
+        if room is not None and load < self._in_flight:  # it stays among those with room
+            del room[worker.index]
+            room = self._rooms[worker.version][load + self._in_flight * worker.slow]
+            room[worker.index] = worker
+            worker.room = room
+        else:
+            self._unfile(worker)
+            self._file(worker)
+
     def _file(self, worker: Worker) -> None:
-        load = len(worker.outstanding)
+        load, version = len(worker.outstanding), worker.version
         if worker.takes_tasks and load < self._in_flight:
-            rooms = self._rooms.get(worker.version)
+            rooms = self._rooms.get(version)
             if rooms is None:
                 rooms = [OrderedDict() for _ in range(2 * self._in_flight)]
-                self._rooms[worker.version] = rooms
+                self._rooms[version] = rooms
             worker.room = rooms[load + self._in_flight * worker.slow]
             worker.room[worker.index] = worker
+            self._with_room[version] = self._with_room.get(version, 0) + 1
 
     def _unfile(self, worker: Worker) -> None:
         if worker.room is not None:
             del worker.room[worker.index]
             worker.room = None
+            self._with_room[worker.version] -= 1

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
+from concurrent.futures._base import FINISHED, PENDING
 from typing import Any
 
 from codedinv.serving.prediction import Prediction
@@ -17,6 +18,9 @@ from codedinv.serving.prediction import Prediction
 _log = logging.getLogger("codedinv")
 
 _STUCK_S = 0.1  # a callback that takes longer is left to itself, and the rest go on without it
+# Held while a future gets its condition, or ends without one; of all futures, for it is held for
+# less than a microsecond. The garbage collector may run in between, and end a server's futures.
+_conditions = threading.RLock()
 _IDLE_S = 1.0  # a callback thread with nothing to do ends; the next callback starts another
 
 
@@ -90,6 +94,10 @@ class PredictionFuture(Future[Prediction]):
 
     Done-callbacks run in a thread of the server's, one after another.
 
+    A `Future` has a lock and a condition of its own from the start, which take as long to make and
+    to notify as all else that it does. Here they are made once somebody waits, looks or wants to be
+    called; a future that ended before needs none.
+
     Args:
         query_id: of the server; counts from 0.
         withdraw: told the query's id when a caller cancelled it; true for the one who must tell
@@ -100,10 +108,31 @@ class PredictionFuture(Future[Prediction]):
     def __init__(
         self, query_id: int, withdraw: Callable[[int], bool], callbacks: CallbackThread
     ) -> None:
-        super().__init__()
+        self._lazy_condition: threading.Condition | None = None
+        self._state = PENDING
+        self._result = self._exception = None
+        self._waiters: list[Any] = []
+        self._done_callbacks: list[Any] = []
         self.query_id = query_id
         self._withdraw = withdraw
         self._callback_thread = callbacks
+
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
+        """What `Future` takes before it reads or changes anything."""
+        condition = self._lazy_condition
+        if condition is None:
+            with _conditions:
+                condition = self._lazy_condition
+                if condition is None:
+                    condition = self._lazy_condition = threading.Condition()
+        return condition
+
+    def result(self, timeout: float | None = None) -> Prediction:
+        """As `Future.result`."""
+        if self._state is FINISHED and self._exception is None:
+            return self._result  # type: ignore[return-value]  # an answer never changes
+        return super().result(timeout)
 
     def cancel(self) -> bool:
         """Gives up the query: true unless its answer or error is there already."""
@@ -119,6 +148,12 @@ class PredictionFuture(Future[Prediction]):
 
     def end(self, end: Prediction | BaseException) -> None:
         """Ends it, for the server, which calls this once; no harm if it was cancelled meanwhile."""
+        if isinstance(end, Prediction):
+            with _conditions:
+                if self._lazy_condition is None:  # nobody has even looked
+                    self._result = end
+                    self._state = FINISHED
+                    return
         try:
             if isinstance(end, BaseException):
                 self.set_exception(end)

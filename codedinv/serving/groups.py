@@ -21,7 +21,11 @@ class SlotState(enum.Enum):
     LOST = enum.auto()  # its last attempt was lost or given up, and no other is to follow for now
 
 
-PENDING = (SlotState.PLANNED, SlotState.ENCODING, SlotState.WAITING, SlotState.SENT)
+# Names of their own: to look a member up in its class takes 0.1 us, and a query does so 30 times.
+FREE, PLANNED, ENCODING, WAITING, SENT, ARRIVED, LOST = SlotState
+PENDING = (PLANNED, ENCODING, WAITING, SENT)
+
+NOBODY: frozenset[int] = frozenset()
 
 Role = Literal["first", "retry", "hedge"]
 
@@ -85,7 +89,10 @@ class Attempt(_Task):
     __slots__ = ("alarm", "group", "role", "slot")
 
     def __init__(self, id: int, group: Group, slot: int, role: Role) -> None:
-        super().__init__(id, group.version)
+        self.id = id  # what `_Task` does, at half the cost
+        self.version = group.version
+        self.lane = self.worker = None
+        self.sent_at = 0.0
         self.group = group
         self.slot = slot
         self.role = role
@@ -163,11 +170,11 @@ class Group:
         self.version = version
         self.bucket = bucket
         self.queries: list[Query] = []
-        self.states = [SlotState.FREE] * plan.n
+        self.states = [FREE] * plan.n
         self.attempts: list[list[Attempt]] = [[] for _ in range(plan.n)]
         self.payloads: list[Any] = [None] * plan.n
         self.sends = [0] * plan.n  # hedges are not counted
-        self.erred: list[set[int]] = [set() for _ in range(plan.n)]  # workers that failed the slot
+        self.erred: list[frozenset[int]] = [NOBODY] * plan.n  # workers that failed the slot
         # Who gave each result: (worker, generation); None for an anchor.
         self.answerers: list[tuple[int, int] | None] = [None] * plan.n
         self.results: dict[int, Any] = {}  # while open: what the decoder gets at its close
@@ -217,18 +224,25 @@ class Group:
         """Does every data slot hold a query, none an anchor?"""
         return len(self.queries) == self.plan.k
 
-    def holders(self) -> set[int]:
+    def holders(self) -> frozenset[int]:
         """Workers that hold a slot of this group: one they have not answered yet."""
-        return {a.worker for tried in self.attempts for a in tried if a.worker is not None}
+        found = [a.worker for tried in self.attempts for a in tried if a.worker is not None]
+        return frozenset(found) if found else NOBODY
 
     def lost_queries(self) -> list[int]:
         """Slots of queries that have not ended and whose own result will not come."""
         states = self.states
-        return [q.slot for q in self.queries if not q.done and states[q.slot] is SlotState.LOST]
+        if LOST not in states:
+            return []
+        return [q.slot for q in self.queries if not q.done and states[q.slot] is LOST]
 
     def pending(self) -> int:
         """How many slots may still give a result by themselves."""
-        return sum(state in PENDING for state in self.states)
+        count = 0
+        for state in self.states:
+            if state in PENDING:
+                count += 1
+        return count
 
     def is_decodable(self) -> bool:
         """Are as many results in as it takes?"""
@@ -243,8 +257,6 @@ class Group:
 
     def finished(self) -> bool:
         """Is nobody waiting for it, and nothing of it under way?"""
-        if not self.closed or self.unanswered:
-            return False
-        if any(state in PENDING for state in self.states):
-            return False
-        return not any(self.attempts)  # a hedge's loser may be at a worker still
+        if not self.closed or self.unanswered or any(self.attempts):
+            return False  # a hedge's loser may be at a worker still
+        return not self.pending()

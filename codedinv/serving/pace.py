@@ -34,6 +34,8 @@ class Pace:
     def slow_may_help(self, version: int, never: Collection[int]) -> bool:
         """Would even a slow worker do a task sooner than the others, apart from those that must
         not: so many tasks wait, or there is no other?"""
+        if not self._slow:
+            return True
         slow = [w for w in self._slow.values() if w.version == version and w.takes_tasks]
         if not slow:
             return True

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from codedinv.schemes.scheme import Source
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Prediction:
     """The answer to one query.
 
@@ -32,6 +32,19 @@ class Prediction:
     latency: float
     query_id: int
     version: str = ""
+
+    def __init__(
+        self,
+        outputs: Mapping[str, NDArray[np.float32]],
+        source: Source,
+        latency: float,
+        query_id: int,
+        version: str = "",
+    ) -> None:
+        # All at once: what a frozen dataclass generates takes a microsecond longer.
+        self.__dict__.update(
+            outputs=outputs, source=source, latency=latency, query_id=query_id, version=version
+        )
 
     @property
     def degraded(self) -> bool:

@@ -45,10 +45,11 @@ class Quarantine:
 
     def failed(self, worker: Worker, attempt: Attempt) -> None:
         """The worker could not do a task, or its result was unusable."""
-        erred = attempt.group.erred[attempt.slot]
+        of_group = attempt.group.erred
+        erred = of_group[attempt.slot]
         if worker.index in erred:
             return
-        erred.add(worker.index)
+        erred = of_group[attempt.slot] = erred | {worker.index}
         if len(erred) == 2:
             for index in erred - {worker.index}:
                 other = self._core.fleet.workers[index]

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from codedinv.schemes.scheme import Array
+from codedinv.serving.arrays import extremes, is_finite
 
+_FLOAT32 = np.dtype(np.float32)
 _SLACK = 1e-3  # of the range: rounding in the caller's own scaling is no mistake
 
 
@@ -39,15 +41,16 @@ class QueryCheck:
         Raises:
             ValueError: wrong shape or dtype, not finite, or out of the model's range.
         """
-        array = _as_array(x)
+        array = x if type(x) is np.ndarray and x.dtype is _FLOAT32 else _as_array(x)
         if array.shape != self.input_shape:
             raise ValueError(f"x: expected shape {self.input_shape}, got {array.shape}")
-        self._check_values(array)
-        return self.copy(array)
+        query = self.copy(array)
+        self._check_values(query)  # of the copy: the caller's own may change meanwhile
+        return query
 
     def copy(self, query: np.ndarray[Any, Any]) -> Array:
         """A checked query as a copy that nobody else has."""
-        return np.array(query, np.float32, order="C")
+        return np.array(query, _FLOAT32, order="C")
 
     def batch(self, x: Any) -> np.ndarray[Any, Any]:
         """Queries (B, *input), all checked, not copied.
@@ -77,10 +80,10 @@ class QueryCheck:
 
     def _check_values(self, array: np.ndarray[Any, Any]) -> None:
         if self._range is None or not array.size:
-            if not np.isfinite(array).all():
+            if not is_finite(array):
                 raise ValueError("x: expected finite values, got NaN or infinity")
             return
-        least, greatest = float(array.min()), float(array.max())  # NaN where there is one
+        least, greatest = extremes(array)
         low, high = self._bounds
         if not (low <= least and greatest <= high):
             raise ValueError(

@@ -27,14 +27,14 @@ class Rollout:
         self._core = core
         self._plans = {0: plan}
         self.target = 0  # the version that is, or is to be, served by all
-        self._old: int | None = None  # while it is being replaced
+        self.old: int | None = None  # the version that is being replaced
         self._proven = False  # a worker has been ready with the new version
-        self._waiting: deque[ev.ReloadRequested] = deque()
+        self.waiting: deque[ev.ReloadRequested] = deque()  # for the present one to end
 
     @property
     def under_way(self) -> bool:
         """Are there workers of two versions?"""
-        return self._old is not None
+        return self.old is not None
 
     def plan(self, version: int) -> Plan:
         """The coding group of a version."""
@@ -42,51 +42,52 @@ class Rollout:
 
     def request(self, event: ev.ReloadRequested) -> None:
         """Begins to bring out a version, after those asked for before."""
-        self._waiting.append(event)
+        self.waiting.append(event)
         self._begin_next()
 
     def version_for_query(self) -> int:
         """Where a query that just came will be served soonest."""
-        if self._old is None:
+        if self.old is None:
             return self.target
-        versions = [v for v in (self._old, self.target) if self._core.fleet.takers(v)]
+        versions = [v for v in (self.old, self.target) if self._core.fleet.takers(v)]
         if not versions:
-            return self.target if self._proven else self._old
+            return self.target if self._proven else self.old
         return min(versions, key=self._busyness)
 
     def version_to_start(self, worker: Worker) -> int:
         """What a worker that is restarted is to run."""
-        if self._old is not None and not self._proven and worker is not self._core.fleet.spare:
-            return self._old
+        if self.old is not None and not self._proven and worker is not self._core.fleet.spare:
+            return self.old
         return self.target
 
     def is_over(self, version: int) -> bool:
         """Will no worker of that version take a query any more?"""
-        if version == self.target or (version == self._old and not self._proven):
+        if version == self.target or (version == self.old and not self._proven):
             return False
         return not self._core.fleet.takers(version)
 
     def worker_ready(self, worker: Worker) -> None:
         """A worker is ready; one of the new version proves that it can be."""
-        self._proven |= self._old is not None and worker.version == self.target
+        self._proven |= self.old is not None and worker.version == self.target
 
     def worker_died(self, worker: Worker, reason: str) -> bool:
         """True: the worker is not to be restarted."""
         if worker is not self._core.fleet.spare:
             return False
-        if self._old is not None and not self._proven:
-            failed, self.target, self._old = self.target, self._old, None
+        if self.old is not None and not self._proven:
+            failed, self.target, self.old = self.target, self.old, None
             del self._plans[failed]
             self._core.counts["reloads_failed"] += 1
             self._core.emit(act.ReloadFailed(failed, reason))
             return True
-        return self._old is None or not self._old_workers()
+        return self.old is None or not self._old_workers()
 
     def advance(self) -> None:
-        """Takes the next step, if its time has come; called after every event."""
-        if self._old is None:
+        """Takes the next step, if its time has come; called after every event while there is an old
+        version or one waits."""
+        if self.old is None:
             self._begin_next()
-        if self._old is None or not self._proven:
+        if self.old is None or not self._proven:
             return
         leaving = [w for w in self._core.fleet if w.leaving]
         if leaving:
@@ -94,18 +95,18 @@ class Rollout:
         elif (old := self._old_workers()) and self._settled():
             self._let_go(min(old, key=_worth))
         elif not old and self._settled():
-            self._finish(self._old)
-        if self._old is not None and self.is_over(self._old):
-            self._core.abandon_version(self._old)
+            self._finish(self.old)
+        if self.old is not None and self.is_over(self.old):
+            self._core.abandon_version(self.old)
 
     # ---- within
 
     def _begin_next(self) -> None:
-        if self._old is not None or not self._waiting:
+        if self.old is not None or not self.waiting:
             return
-        event = self._waiting.popleft()
+        event = self.waiting.popleft()
         self._plans[event.version] = event.plan
-        self._old, self.target, self._proven = self.target, event.version, False
+        self.old, self.target, self._proven = self.target, event.version, False
         self._core.crew.start(self._core.fleet.spare, event.version)
 
     def _busyness(self, version: int) -> float:
@@ -119,7 +120,7 @@ class Rollout:
     def _old_workers(self) -> list[Worker]:
         """Workers still to be replaced. A dead one is not: it is restarted as the new version."""
         alive = ("starting", "ready")
-        return [w for w in self._regular() if w.version == self._old and w.state in alive]
+        return [w for w in self._regular() if w.version == self.old and w.state in alive]
 
     def _settled(self) -> bool:
         """Is every worker that was replaced ready, so that the next one can go?"""
@@ -153,7 +154,7 @@ class Rollout:
         if spare.state == "vacant" and not self._core.has_groups(old):
             self._core.forget_version(old)
             del self._plans[old]
-            self._old = None
+            self.old = None
             self._core.counts["reloads"] += 1
             self._core.emit(act.Reloaded(self.target))
             self._begin_next()  # now: on an idle server nothing else may happen for long

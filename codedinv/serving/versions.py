@@ -15,6 +15,7 @@ import numpy as np
 from codedinv.errors import CodedInvError
 from codedinv.schemes import Scheme, ServedModel, build_scheme
 from codedinv.schemes.scheme import ENCODED, Array
+from codedinv.serving.arrays import stacked
 from codedinv.serving.encoding import parities_of
 from codedinv.serving.light import Grouping, Sorted, build_fusion, build_sorter
 from codedinv.verification import Check, ExactConsistency, OnlineConsistency
@@ -196,9 +197,7 @@ def rows_of(
     """What `function` makes of each input, all at once; where that fails, one by one, so that what
     is wrong with one harms no other."""
     try:
-        # Of one, the most frequent, numpy.stack would take ten times as long.
-        batch = np.stack(inputs) if len(inputs) > 1 else inputs[0][np.newaxis].copy()
-        outputs = function(batch)
+        outputs = function(stacked(inputs))
         for task, rows in outputs.items():
             if np.shape(rows)[:1] != (len(inputs),):
                 got = np.shape(rows)

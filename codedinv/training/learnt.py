@@ -105,6 +105,24 @@ def load_training_queries(
     return split_off(examples, recipe.held_out, recipe.seed, device)
 
 
+def check_group_fits(recipe: Recipe, folder: Path | None) -> None:
+    """Refuses data too few for a group of the recipe's k, before anything is trained.
+
+    Raises:
+        ValueError: as `recipe_examples`, or fewer than k test examples, or fewer than k to learn
+            from (10 k where a calibration follows, as it does after an encoder).
+    """
+    k = recipe.encoder.k
+    splits: tuple[Split, Split] = ("train", "test")
+    for split, least in zip(splits, (k if recipe.scheme == "guided" else 10 * k, k), strict=True):
+        examples = recipe_examples(recipe, folder, split)
+        if len(examples) < least:
+            raise ValueError(
+                f"{examples.source}: expected {least} {split} examples or more for groups of "
+                f"{k} (`k` in [encoder]), got {len(examples)}"
+            )
+
+
 def check_classes(examples: Examples) -> None:
     """Refuses training labels with gaps: a class without an example is a slip, mostly.
 

@@ -147,7 +147,7 @@ def light_training(
         steps=steps,
         step=step,
         evaluate=evaluate,
-        evaluate_every=max(lessons.per_epoch, steps // 24),
+        evaluate_every=max(lessons.per_epoch, steps // 8),
         modules={"light": light},
         optimizers=[descent.optimizer],
         schedulers=[descent.schedule],

@@ -23,6 +23,7 @@ from codedinv.training.curves import plot_history
 CHECKPOINT_EVERY_S = 45.0  # a killed run loses less than a minute
 _BEFORE_EVALUATION_S = 10.0  # an evaluation may be long: what is older is saved before it
 _PLAIN_LINE_EVERY_S = 30.0
+_EVALUATION_LINE_EVERY_S = 2.0  # short steps would print faster than anybody reads
 
 
 @dataclass(frozen=True)
@@ -135,15 +136,17 @@ class _Course:
         return bool(due) and not (history and history[-1]["step"] == step)
 
     def _evaluate(self) -> str:
-        """Adds a row to the history and says it in a line."""
+        """Adds a row to the history; says it in a line if it is the last, or none was of late."""
         state = self.state
         means = {name: float(value) / state.summed for name, value in state.sums.items()}
         state.sums, state.summed = {}, 0
         state.history.append({"step": float(state.step), **means, **self.training.evaluate()})
         row = state.history[-1]
         note = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step")
-        self.console.print(f"{self._place()}  {note}", highlight=False)
-        self.printed = time.monotonic()
+        now, last = time.monotonic(), state.step == self.training.steps
+        if last or now - self.printed > _EVALUATION_LINE_EVERY_S:
+            self.console.print(f"{self._place()}  {note}", highlight=False)
+            self.printed = now
         return note
 
     def _place(self) -> str:

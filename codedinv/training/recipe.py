@@ -89,7 +89,7 @@ class EncoderRecipe(_Section):
         autocast: bfloat16 autocast.
     """
 
-    k: int = Field(4, gt=0)
+    k: int = Field(4, gt=1)
     r: int = Field(1, gt=0)
     patch: int = Field(4, gt=0)
     input_channels: int = Field(8, gt=0)

@@ -13,7 +13,9 @@ import os
 import socket
 import struct
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,6 +38,10 @@ class Kind(enum.IntEnum):
     ERROR = 6
     DROPPED = 7
     FATAL = 8
+
+
+_KINDS = {int(kind): kind for kind in Kind}
+_WITH_ARRAY = (Kind.TASK, Kind.RESULT)
 
 
 @dataclass(frozen=True)
@@ -88,10 +94,19 @@ def create_memory(nbytes: int) -> int:
     return fd
 
 
-@dataclass
-class Received:
-    """One message. `array` is the receiver's own copy, but for a large query: that is read in place
-    by the worker, whose it is until it has ended the task."""
+class Parcel(NamedTuple):
+    """An array to be sent: for which task and model, and its place in shared memory."""
+
+    task: int
+    slot: int
+    model: int
+    array: Array
+
+
+class Received(NamedTuple):
+    """What came: a whole message, or one array of several. `array` is the receiver's own copy, but
+    for a large query: that is read in place by the worker, whose it is until it has ended the task.
+    """
 
     kind: Kind
     task: int
@@ -118,33 +133,46 @@ class Channel:
         self._layout = layout
         self._memory = mmap.mmap(memory_fd, layout.memory_bytes) if memory_fd is not None else None
         self._receives_query = is_worker
-        self._buffer = bytearray(_HEADER.size + max(_INLINE_BYTES, _TEXT_LIMIT))
+        self._buffer = bytearray(_HEADER.size * MOST_SLOTS + _INLINE_BYTES)
         self._view = memoryview(self._buffer)
+        shapes = layout.query_shapes
+        self._shapes = shapes if is_worker else (layout.embedding_shape,) * len(shapes)
+        self._nbytes = [4 * int(np.prod(shape)) for shape in self._shapes]
+        self._first: dict[int, Array] = {}  # by model: the first array of a message, in place
 
-    def send_array(self, kind: Kind, task: int, slot: int, array: Array, model: int = 0) -> None:
-        """Sends an array: a worker an embedding, else a query.
+    def send_arrays(self, kind: Kind, parcels: Sequence[Parcel]) -> None:
+        """Sends arrays in one message, which takes hardly longer than one of them: a worker
+        embeddings, else queries.
+
+        Args:
+            kind: of all of them.
+            parcels: as many as there are slots, at most.
 
         Raises:
-            OSError: the other end is gone, or (non-blocking) does not read.
+            OSError: the other end is gone, or (non-blocking) does not read; nothing was sent.
         """
-        if self._memory is not None and self._layout.is_shared(array.nbytes):
-            is_query = not self._receives_query
-            self._shared(slot, is_query, self._shape(is_query, model))[...] = array
-            self.sock.send(_HEADER.pack(kind, 1, slot, model, 0, task))
-        else:
-            header = _HEADER.pack(kind, 0, slot, model, array.nbytes, task)
-            self.sock.sendmsg([header, np.ascontiguousarray(array).data])
+        parts: list[Any] = []  # bytes-like
+        for task, slot, model, array in parcels:
+            nbytes = array.nbytes
+            if self._memory is not None and self._layout.is_shared(nbytes):
+                is_query = not self._receives_query
+                self._shared(slot, is_query, self._shape(is_query, model))[...] = array
+                parts.append(_HEADER.pack(kind, 1, slot, model, 0, task))
+            else:
+                parts.append(_HEADER.pack(kind, 0, slot, model, nbytes, task))
+                parts.append(np.ascontiguousarray(array))
+        self.sock.sendmsg(parts)
 
     def send_text(self, kind: Kind, text: str = "", task: int = 0, slot: int = 0) -> None:
         """Sends a message without array; the text is cut at 8 KiB.
 
         Raises:
-            OSError: as `send_array`.
+            OSError: as `send_arrays`.
         """
         data = text.encode(errors="replace")[:_TEXT_LIMIT]
         self.sock.send(_HEADER.pack(kind, 0, slot, 0, len(data), task) + data)
 
-    def receive(self, wait: bool) -> Received | None:
+    def receive(self, wait: bool) -> list[Received] | None:
         """Takes one message; None at the end of file.
 
         Raises:
@@ -158,19 +186,18 @@ class Channel:
             size = self._take(wait)
         if size == 0:
             return None
-        kind, shared, slot, model, nbytes, task = _HEADER.unpack_from(self._buffer)
-        message = Received(Kind(kind), task, slot, model)
-        if message.kind not in (Kind.TASK, Kind.RESULT):
-            message.text = bytes(self._view[_HEADER.size : size]).decode(errors="replace")
-            return message
-        shape = self._shape(self._receives_query, model)
-        if shared:
-            array = self._shared(slot, self._receives_query, shape)
-            message.array = array if self._receives_query else array.copy()
-        else:
-            flat = np.frombuffer(self._buffer, np.float32, nbytes // 4, _HEADER.size)
-            message.array = flat.reshape(shape).copy()
-        return message
+        found, at = [], 0
+        while at < size:
+            number, shared, slot, model, nbytes, task = _HEADER.unpack_from(self._buffer, at)
+            kind, at = _KINDS[number], at + _HEADER.size
+            if kind in _WITH_ARRAY:
+                array = self._array(at, slot, model, nbytes, shared)
+                found.append(Received(kind, task, slot, model, array))
+            else:
+                text = bytes(self._view[at : at + nbytes]).decode(errors="replace")
+                found.append(Received(kind, task, slot, model, None, text))
+            at += nbytes
+        return found
 
     def close(self) -> None:
         """Closes the socket and unmaps the memory."""
@@ -180,6 +207,21 @@ class Channel:
 
     def _take(self, wait: bool) -> int:
         return self.sock.recv_into(self._buffer, 0, 0 if wait else socket.MSG_DONTWAIT)
+
+    def _array(self, at: int, slot: int, model: int, nbytes: int, shared: int) -> Array:
+        """The array of a task or result, whose bytes are in the buffer from `at` if not shared."""
+        shape = self._shapes[model]
+        if shared:
+            array = self._shared(slot, self._receives_query, shape)
+            return array if self._receives_query else array.copy()
+        if nbytes != self._nbytes[model]:
+            raise ValueError(f"a message has {nbytes} bytes for an array of {shape}")
+        if at != _HEADER.size:
+            return np.ndarray(shape, np.float32, self._buffer, at).copy()
+        first = self._first.get(model)
+        if first is None:
+            first = self._first[model] = np.ndarray(shape, np.float32, self._buffer, at)
+        return first.copy()
 
     def _shape(self, is_query: bool, model: int) -> tuple[int, ...]:
         layout = self._layout

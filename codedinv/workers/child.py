@@ -20,7 +20,7 @@ from typing import Any
 from codedinv.model.runtimes import choose_runtime
 from codedinv.workers.backbone import BackboneSpec, Place, load_all, load_backbone
 from codedinv.workers.batches import Batching, Queue, results_of
-from codedinv.workers.channel import Channel, Kind, Layout, Received
+from codedinv.workers.channel import Channel, Kind, Layout, Parcel, Received
 from codedinv.workers.faults import Faults, FaultyBackbones
 
 _PR_SET_PDEATHSIG = 1
@@ -100,14 +100,15 @@ class Servant:
             if wait_s:
                 select.select([self._channel.sock], (), (), wait_s)
             try:
-                message = self._channel.receive(wait=wait_s is None)
+                messages = self._channel.receive(wait=wait_s is None)
             except BlockingIOError:
                 if wait_s == 0.0:
                     return True
                 continue
-            if message is None:
+            if messages is None:
                 return False
-            self._take(message)
+            for message in messages:
+                self._take(message)
 
     def _take(self, message: Received) -> None:
         match message.kind:
@@ -133,7 +134,9 @@ class Servant:
                 text = f"{type(result).__name__}: {result}"
                 self._channel.send_text(Kind.ERROR, text, task.task, task.slot)
             else:
-                self._channel.send_array(Kind.RESULT, task.task, task.slot, result)
+                self._channel.send_arrays(
+                    Kind.RESULT, [Parcel(task.task, task.slot, task.model, result)]
+                )
 
 
 def _die_with(parent: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 
 from codedinv.workers.backbone import Array
-from codedinv.workers.channel import Channel, Kind, Layout
+from codedinv.workers.channel import Channel, Kind, Layout, Parcel
 
 
 class Outbox:
@@ -60,11 +60,18 @@ class Outbox:
                 kind, text, task = self._urgent[0]
                 self._channel.send_text(kind, text, task)
                 self._urgent.popleft()
-            while self._tasks and self._free_slots:
-                task, (model, query) = next(iter(self._tasks.items()))
-                self._channel.send_array(Kind.TASK, task, self._free_slots[-1], query, model)
-                self._free_slots.pop()
-                del self._tasks[task]
+            if self._tasks and self._free_slots:
+                slots = self._free_slots[-len(self._tasks) :]
+                parcels = [
+                    Parcel(task, slot, model, query)
+                    for slot, (task, (model, query)) in zip(
+                        slots, self._tasks.items(), strict=False
+                    )
+                ]
+                self._channel.send_arrays(Kind.TASK, parcels)
+                del self._free_slots[-len(parcels) :]
+                for parcel in parcels:
+                    del self._tasks[parcel.task]
         except BlockingIOError:
             return True
         return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -53,6 +53,14 @@ class Died(NamedTuple):
 Message = Ready | Result | TaskError | Dropped | Died
 
 
+class Task(NamedTuple):
+    """A task to be sent: its id, the name of the model, and what that is given."""
+
+    task: int
+    model: str
+    query: Array
+
+
 class Pool(Protocol):
     """Workers by index, each in its latest generation, each running all models of a version.
 
@@ -87,6 +95,11 @@ class Pool(Protocol):
 
     def send(self, worker: int, generation: int, task: int, model: str, query: Array) -> None:
         """Gives a ready worker a task; never blocks. An unknown model is a `TaskError`."""
+
+    def send_many(self, worker: int, generation: int, tasks: Sequence[Task]) -> None:
+        """As `send` of each, in their order. A pool that has no better way leaves it out."""
+        for task in tasks:
+            self.send(worker, generation, *task)
 
     def cancel(self, worker: int, generation: int, task: int) -> None:
         """Takes a task back if it has not begun, which `Dropped` tells; else it ends as ever."""

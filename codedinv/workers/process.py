@@ -23,7 +23,7 @@ from codedinv.workers.batches import ONE_BY_ONE, Batching
 from codedinv.workers.breakable import BreakablePool
 from codedinv.workers.channel import MOST_SLOTS, Kind, Received
 from codedinv.workers.devices import CPU
-from codedinv.workers.pool import Died, Dropped, Message, Ready, Result, TaskError
+from codedinv.workers.pool import Died, Dropped, Message, Ready, Result, Task, TaskError
 from codedinv.workers.starter import Starter
 from codedinv.workers.worker_process import Launch, Version, WorkerProcess, import_path
 
@@ -62,12 +62,13 @@ class ProcessPool(BreakablePool):
         self._workers: list[WorkerProcess | None] = [None] * workers
         self._posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._out: list[Message] = []
+        self._deaths: list[Message] = []
         self._ended: list[subprocess.Popen[bytes]] = []  # killed, not yet reaped
         # Taken now: a restart must find the same modules also after a chdir.
         self._import_path = import_path()
         self._starter = Starter(
             started=lambda worker: self._post(lambda: self._adopt(worker)),
-            failed=lambda *died: self._post(lambda: self._out.append(Died(*died))),
+            failed=lambda *died: self._post(lambda: self._deaths.append(Died(*died))),
         )
 
     # ---- for the thread that owns the pool
@@ -90,15 +91,19 @@ class ProcessPool(BreakablePool):
         self._starter.start(launch)
 
     def send(self, worker: int, generation: int, task: int, model: str, query: Array) -> None:
+        self.send_many(worker, generation, [Task(task, model, query)])
+
+    def send_many(self, worker: int, generation: int, tasks: Sequence[Task]) -> None:
         w = self._living(worker, generation)
         if w is None:
             return  # its death is on the way
-        index = w.models.get(model)
-        if index is None:
-            reason = f"model: expected one of {list(w.models)}, got {model!r}"
-            self._tell(TaskError(worker, generation, task, reason))
-            return
-        w.outbox.put_task(task, index, query)
+        for task, model, query in tasks:
+            index = w.models.get(model)
+            if index is None:
+                reason = f"model: expected one of {list(w.models)}, got {model!r}"
+                self._tell(TaskError(worker, generation, task, reason))
+            else:
+                w.outbox.put_task(task, index, query)
         self._flush(w)
 
     def cancel(self, worker: int, generation: int, task: int) -> None:
@@ -132,9 +137,12 @@ class ProcessPool(BreakablePool):
             self._posted.get()()
         if self._ended:
             self._ended = [p for p in self._ended if p.poll() is None]
-        out, self._out = [m for m in self._out if self._is_wanted(m)], []
-        out.sort(key=lambda message: isinstance(message, Died))  # nothing that came is lost to one
-        return out
+        # Deaths last: nothing that came is lost to one.
+        out, self._out = self._out + self._deaths, []
+        if self._deaths:
+            self._deaths = []
+        wanted = self._wanted
+        return [message for message in out if wanted[message.worker] == message.generation]
 
     def close(self, timeout_s: float) -> None:
         if self._is_forked() or self._is_closed:  # a copy's shutdown() would be the original's too
@@ -214,8 +222,9 @@ class ProcessPool(BreakablePool):
             self._hear(w, is_over=True)
             self._bell.ring()
             return
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if is_full else 0)
-        if self._selector.get_key(w.channel.sock).events != events:
+        if is_full != w.is_full:
+            w.is_full = is_full
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if is_full else 0)
             self._selector.modify(w.channel.sock, events, w)
 
     def _hear(self, w: WorkerProcess, is_over: bool) -> None:
@@ -224,39 +233,39 @@ class ProcessPool(BreakablePool):
             return  # both its descriptors were ready, and the first told of its end
         while True:
             try:
-                message = w.channel.receive(wait=False)
+                messages = w.channel.receive(wait=False)
             except BlockingIOError:
                 break
             except OSError:
-                message = None
-            if message is None:
+                messages = None
+            if messages is None:
                 is_over = True
                 break
-            self._take(w, message)
+            for message in messages:
+                self._take(w, message)
             if not is_over and w.outbox.is_worker_idle():
                 break  # it has nothing to say; what it says all the same, the next poll finds
         if is_over:
-            self._out.append(Died(w.index, w.generation, w.epitaph()))
+            self._deaths.append(Died(w.index, w.generation, w.epitaph()))
             self._let_go(w)
         else:
             self._flush(w)  # there may be room now
 
     def _take(self, w: WorkerProcess, message: Received) -> None:
-        origin = w.index, w.generation
-        match message.kind:
-            case Kind.READY:
-                self._out.append(Ready(*origin))
-                return
-            case Kind.FATAL:
-                w.fatal = message.text
-                return
-            case Kind.DROPPED:
-                self._out.append(Dropped(*origin, message.task))
-            case Kind.RESULT if message.array is not None:
-                self._out.append(Result(*origin, message.task, message.array))
-            case _:
-                self._out.append(TaskError(*origin, message.task, message.text))
-        w.outbox.give_back(message.slot)
+        kind, task, slot, _, array, text = message
+        if array is not None:
+            self._out.append(Result(w.index, w.generation, task, array))
+        elif kind is Kind.READY:
+            self._out.append(Ready(w.index, w.generation))
+            return
+        elif kind is Kind.FATAL:
+            w.fatal = text
+            return
+        elif kind is Kind.DROPPED:
+            self._out.append(Dropped(w.index, w.generation, task))
+        else:
+            self._out.append(TaskError(w.index, w.generation, task, text))
+        w.outbox.give_back(slot)
 
     def _let_go(self, w: WorkerProcess) -> None:
         self._workers[w.index] = None

@@ -103,6 +103,7 @@ class WorkerProcess:
         self.models = launch.version.indices
         self.faults = Faults()
         self.fatal = ""
+        self.is_full = False  # what waits in the outbox has no room in the socket
         layout = launch.version.layout
         memory_fd = create_memory(layout.memory_bytes) if layout.memory_bytes else None
         try:

@@ -114,11 +114,14 @@ void store(const Kernels& kernels, DType dtype, void* out, const void* acc, std:
 void sum_squares_is_the_squared_norm(const Kernels& kernels, std::mt19937& rng) {
   for (DType dtype : rows::kAll) {
     for (std::size_t length : kLengths) {
-      const rows::Bytes x = rows::random(dtype, length, rng);
-      double want = 0;
-      for (std::size_t i = 0; i < length; ++i) want += std::pow(rows::get(dtype, x.data(), i), 2);
-      CHECK_NEAR(kernels.sum_squares[static_cast<int>(dtype)](x.data(), length), want, 1e-5 * want);
-      CHECK_NEAR(scaled_norm(dtype, x.data(), length), std::sqrt(want), 1e-12 * std::sqrt(want));
+      for (std::size_t lead : {0u, 1u, 5u, 31u}) {
+        const rows::Bytes row = rows::random(dtype, length, rng, lead);
+        const unsigned char* x = row.data() + lead * size_of(dtype);
+        double want = 0;
+        for (std::size_t i = 0; i < length; ++i) want += std::pow(rows::get(dtype, x, i), 2);
+        CHECK_NEAR(kernels.sum_squares[static_cast<int>(dtype)](x, length), want, 1e-5 * want);
+        CHECK_NEAR(scaled_norm(dtype, x, length), std::sqrt(want), 1e-12 * std::sqrt(want));
+      }
     }
   }
 }
@@ -210,6 +213,20 @@ void huge_and_tiny_rows_have_a_norm() {
   CHECK(scaled_norm(DType::f64, zeros, 2) == 0.0);
 }
 
+void no_nan_or_infinity_escapes_the_norm() {
+  for (DType dtype : {DType::f32, DType::f64, DType::bf16}) {
+    for (const double other : {0.0, 1.0, std::nan("")}) {
+      for (const double bad : {std::nan(""), HUGE_VAL, -HUGE_VAL}) {
+        rows::Bytes x(2 * size_of(dtype));
+        rows::put(dtype, x.data(), 0, other);
+        rows::put(dtype, x.data(), 1, bad);
+        CHECK(!std::isfinite(scaled_norm(dtype, x.data(), 2)));
+        CHECK(!std::isfinite(scaled_norm(dtype, x.data() + size_of(dtype), 1)));
+      }
+    }
+  }
+}
+
 void a_variant_is_found_by_name() {
   CHECK(std::string(kernels_named("baseline").name) == "baseline");
   CHECK(check::refuses([] { kernels_named("mmx"); }, "got 'mmx'"));
@@ -236,6 +253,7 @@ int main() {
     stores_round_to_nearest_even(*kernels, rng);
   }
   huge_and_tiny_rows_have_a_norm();
+  no_nan_or_infinity_escapes_the_norm();
   a_variant_is_found_by_name();
   return check::finish("axpy");
 }

@@ -110,6 +110,17 @@ def test_tensors_of_autograd_and_inference_mode_are_read_as_they_are() -> None:
         np.testing.assert_array_equal(pushed(tensor, "float32"), VALUES)
 
 
+def test_tensors_of_any_number_of_types_are_taken_and_negated_ones_refused() -> None:
+    """Only the types met first are remembered."""
+    for index in range(20):
+        kind = type(f"Tensor{index}", (torch.Tensor,), {})
+        tensor = torch.tensor(VALUES, dtype=torch.float32).as_subclass(kind)
+        for _ in range(2):
+            np.testing.assert_array_equal(pushed(tensor, "float32"), VALUES)
+            with pytest.raises(ValueError, match=r"call resolve_neg\(\)"):
+                pushed(torch._neg_view(tensor), "float32")
+
+
 GOOD = VALUES.astype(np.float32)
 NEGATED = torch.ones(SHAPE, dtype=torch.complex64).conj().imag  # its memory has the other sign
 REFUSED: list[tuple[str, Any, Any, type[Exception], str]] = [
@@ -282,6 +293,17 @@ def test_one_value_that_is_not_finite_is_refused(
     with pytest.raises(ValueError, match=f"finite values, slot {slot}'s holds a NaN"):
         decoder.push(slot, poisoned)
     assert same_state(decoder, untouched)
+
+
+@pytest.mark.parametrize("dtype", NUMPY)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("other", [0.0, 1.0, np.nan])
+def test_a_short_row_that_is_not_finite_is_refused(dtype: str, bad: float, other: float) -> None:
+    decoder = StreamingDecoder(Code.uniform(2), 3, dtype)
+    for row in ([bad, other, other], [other, other, bad]):
+        with pytest.raises(ValueError, match="finite values, slot 0's holds a NaN"):
+            decoder.push(0, np.array(row, NUMPY[dtype]))
+    assert decoder.missing == [0, 1]
 
 
 def test_results_asked_for_too_early_are_refused() -> None:

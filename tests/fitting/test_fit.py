@@ -100,6 +100,13 @@ def test_the_table_is_sorted_and_says_what_each_costs(fitted: Any) -> None:
         assert set(one.overall) == {0.01, 0.05, 0.10}
 
 
+def test_the_report_says_that_300_test_examples_are_few(fitted: Any) -> None:
+    words = "Only 300 test examples: an accuracy is known to ±6 points at worst"
+    report: Report = fitted[0].report
+    assert words in str(report)
+    assert words in str(report.table().caption)
+
+
 def test_overall_accuracies_follow_from_the_parts(fitted: Any) -> None:
     report: Report = fitted[0].report
     for one in report.candidates:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +100,33 @@ def test_a_backbone_too_light_for_anything_lighter_is_advised_not_to_be_coded(
         codedinv.fit(**refused(tabular, quick, backbone=nn.Linear(49, 10), heads=nn.Identity()))
 
 
+@pytest.mark.parametrize("epochs", [0, 3])
+def test_a_budget_for_nothing_names_the_least_before_anything_is_trained(
+    tabular: Any, quick: dict[str, Any], epochs: int, tmp_path: Path
+) -> None:
+    about = refused(tabular, quick, epochs=epochs, out=tmp_path)
+    with pytest.raises(ValueError, match=r"budget: expected \d") as caught:
+        codedinv.fit(**about, budget=1e-4)
+    least = re.search(r"expected ([\d.]+)% or more, got 0\.01%: 50% of it", str(caught.value))
+    assert least is not None
+    assert not list(tmp_path.rglob("*.checkpoint"))
+    enough = float(least[1]) / 100
+    with pytest.raises(ValueError, match=r"budget: expected .* or more"):
+        codedinv.fit(**about, budget=enough - 2e-4)
+    assert codedinv.fit(**about, budget=enough).report.candidates
+
+
 def test_an_untrained_model_is_refused_with_its_accuracy_beside_chance(
-    tabular: Any, quick: dict[str, Any]
+    tabular: Any, quick: dict[str, Any], tmp_path: Path
 ) -> None:
     torch.manual_seed(3)
     untrained = nn.Sequential(nn.Linear(49, 256), nn.ReLU(), nn.Linear(256, 32))
-    heads = {"label": nn.Linear(32, 10)}
+    about = refused(
+        tabular, quick, backbone=untrained, heads={"label": nn.Linear(32, 10)}, out=tmp_path
+    )
     with pytest.raises(ValueError, match=r"the same class for all would answer .* trained weights"):
-        codedinv.fit(**refused(tabular, quick, backbone=untrained, heads=heads))
+        codedinv.fit(**about)
+    assert not list(tmp_path.rglob("*.checkpoint")), "before anything is trained"
 
 
 def test_an_untrained_model_is_trained_where_that_is_asked_for(

@@ -318,6 +318,32 @@ def test_many_reloads_asked_for_at_once_are_few_and_hold_up_no_end(tmp_path: Pat
         assert said.count("reloaded") <= 3
 
 
+@pytest.mark.parametrize("same_tasks", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_the_end_does_not_wait_for_a_reload(tmp_path: Path, same_tasks: bool) -> None:
+    folder = copy_bundle("fashion-mnist-k2", tmp_path / "bundle")
+    models = [{"model": str(folder), "name": "fashion", "workers": 2}]
+    with running_gateway(tmp_path / "gateway", {"models": models}) as running:
+        workers = set(worker_pids(running))
+        copy_bundle(BUNDLE, folder)
+        if not same_tasks:
+            rename_task(folder, "label", "another")
+        loads: list[httpx.Response] = []
+        path = f"{running.url}/v2/repository/models/fashion/load"
+        loading = threading.Thread(target=lambda: loads.append(httpx.post(path, timeout=60)))
+        with Traffic(running, 2, "fashion") as traffic:
+            loading.start()
+            wait_until(lambda: bool(set(worker_pids(running)) - workers))  # one of the new begins
+            assert running.stop() == 0
+        loading.join()
+        assert loads[0].status_code == 503
+        assert "the gateway ends" in loads[0].json()["error"]
+        assert set(traffic.statuses) == {200}
+        assert all("ConnectError" in error or "reset" in error for error in traffic.errors), (
+            traffic.errors
+        )
+        assert "reloaded" not in [line["message"] for line in running.lines()] or not same_tasks
+
+
 def test_a_damaged_bundle_is_not_taken_and_the_model_goes_on(tmp_path: Path) -> None:
     folder = copy_bundle(BUNDLE, tmp_path / "bundle")
     models = [{"model": str(folder), "workers": 1}]

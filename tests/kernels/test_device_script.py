@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from codedinv.kernels import gate, tuning
+from codedinv.kernels import gate, tuning, versions
 from codedinv.kernels.shapes import LARGEST_TILE
 from codedinv.kernels.tuning import Card, Stage, StageTuning
 
@@ -97,7 +97,8 @@ def write(folder: Path, what: str, results: list[dict[str, Any]], **content: Any
     """A receipt as a card would have left it."""
     receipt = {
         "what": what, "device": "Some Card", "rehearsal": False, "kernel_sources": "today",
-        "dtype": what.rpartition("-")[2], "results": results, **content,
+        "dtype": what.rpartition("-")[2], "versions": versions.installed(), "results": results,
+        **content,
     }  # fmt: skip
     (folder / f"{what}-{receipt['device']}.json").write_text(json.dumps(receipt))
 
@@ -221,25 +222,70 @@ def test_tiles_are_adopted_for_one_image_and_for_many_apart(
     assert chosen("inversion", 1024) == tuning.default_stage_tuning(STAGE, torch.bfloat16)
 
 
+FORMS = ("kernels", "eager", "eager_channels_last", "eager_graphed", "compiled")
+
+
+def crossing(batch: int, *ms: float | None) -> dict[str, Any]:
+    """A row of crossover; a form that failed is None, one that is left out was not tried."""
+    times = dict(zip(FORMS, ms, strict=False))
+    return {"kernel": "stage", "stage": str(STAGE), "batch": batch, **times}
+
+
 def test_auto_takes_a_kernel_where_it_beat_every_form_of_torch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forms = ("kernels", "eager", "eager_channels_last")
-    times = {1: (1.0, 3.0, 2.0), 8: (2.5, 3.0, 2.0), 64: (1.0, None, 2.0), 256: (None, 3.0, 2.0)}
+    rows = [
+        crossing(1, 1.0, 3.0, 2.0, 1.5, 1.2),
+        crossing(8, 2.5, 9.0, 9.0, 9.0, 2.0),
+        crossing(32, 2.5, 9.0, 9.0, 2.0, 9.0),
+        crossing(64, 1.0, None, 2.0, 1.5, None),
+        crossing(256, None, 3.0, 2.0, 2.0, 2.0),
+        crossing(1024, 1.0, 3.0, 2.0),
+    ]
+    write(tmp_path, "crossover-cifar-bfloat16", rows, driver="580.1")
+    adopted(tmp_path, monkeypatch)
+    arguments = (STAGE, torch.bfloat16)
+    batches = [row["batch"] for row in rows]
+    won = [n for n in batches if gate.measured_faster("forward", *arguments, n, CARD)]
+    assert won == [1, 64]
+    [entry] = json.loads((tmp_path / "measured.json").read_text())["Some Card"].values()
+    assert entry["versions"] == {**versions.installed(), "driver": "580.1"}
+    best = {row["batch"]: row["form"] for row in entry["times"]}
+    assert best == {1: "compiled", 8: "compiled", 32: "eager_graphed", 64: "eager_graphed"}
+
+
+def test_a_kernel_on_chip_must_win_from_python_and_from_a_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forms = ("on_chip", "on_chip_graphed", "kernels", "kernels_graphed")
     rows = [
         {
-            "kernel": "stage",
+            "kernel": "forward",
             "stage": str(STAGE),
             "batch": batch,
             **dict(zip(forms, ms, strict=True)),
         }
-        for batch, ms in times.items()
+        for batch, ms in {1: (1, 1, 2, 2), 8: (1, 2, 2, 1), 64: (1, None, 2, 2)}.items()
     ]
-    write(tmp_path, "crossover-cifar-bfloat16", rows)
+    write(tmp_path, "on_chip-cifar-bfloat16", rows)
     adopted(tmp_path, monkeypatch)
-    arguments = (STAGE, torch.bfloat16)
-    won = [n for n in times if gate.measured_faster("forward", *arguments, n, CARD)]
-    assert won == [1, 64]
+    arguments = ("on_chip forward", STAGE, torch.bfloat16)
+    assert [gate.measured_faster(*arguments, n, CARD) for n in (1, 8, 64)] == [True, False, False]
+
+
+def test_what_other_versions_found_is_not_kept_beside_what_these_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = versions.installed()
+    write(tmp_path, "tune-cifar-bfloat16", [trial("stage", 1.0)], versions=here | {"triton": "1.0"})
+    write(tmp_path, "crossover-cifar-bfloat16", [crossing(1, 1.0, 3.0, 2.0, 1.5, 1.2)])
+    chosen = adopted(tmp_path, monkeypatch)
+    assert chosen("stage", 1024) == tuning.default_stage_tuning(STAGE, torch.bfloat16)
+    card = json.loads((tmp_path / "measured.json").read_text())["Some Card"]
+    assert {key: entry["versions"]["triton"] for key, entry in card.items()} == {
+        f"stage {STAGE} bfloat16": "1.0",
+        f"forward {STAGE} bfloat16": here["triton"],
+    }
 
 
 @pytest.mark.parametrize("stage", tuning.STAGES, ids=str)

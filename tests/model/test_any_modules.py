@@ -106,6 +106,15 @@ def test_any_modules_make_a_bundle_that_answers_as_they_do(kind: str, tmp_path: 
             np.testing.assert_allclose(loaded.head(embeddings, task), head(z), atol=1e-4)
 
 
+def test_one_query_shows_enough_of_a_model_without_an_encoder(tmp_path: Path) -> None:
+    light, code = nn.Linear(6, 1), Code.uniform(10)
+    model = made("vectors", anchors_queries=queries(6, count=1), light=light, code=code)
+    loaded = CodedModel.load(model.save(tmp_path / "mine"))
+    assert (loaded.scheme, loaded.code.k, len(loaded.anchors.queries)) == ("guided", 10, 1)
+    with CodedServer(loaded, workers=2, backend="thread") as server:
+        assert len(server.predict_batch(queries(6))) == 5
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_model_is_served_through_a_killed_worker(kind: str) -> None:
     model = made(kind)
@@ -288,6 +297,17 @@ class Answering(nn.Module):
         ({"backbone": Answering(lambda x: x[:1])}, r"backbone.*got \(1, 6\)"),
         ({"backbone": Answering(lambda x: x[:, :0])}, r"backbone.*got \(5, 0\)"),
         ({"backbone": Mixing()}, "differently beside others than alone"),
+        (
+            {"backbone": Mixing(), "anchors_queries": queries(6, count=1)},
+            "differently beside others than alone",
+        ),
+        (
+            {
+                "encoder": Answering(lambda groups: groups.mean(1, keepdim=True)),
+                "anchors_queries": queries(6, count=2),
+            },
+            "A >= 3",
+        ),
         ({"backbone": nn.Embedding(9, 8)}, "does not take float32"),
         ({"backbone": nn.Linear(7, 8)}, "Linear does not take float32 \\(5, 6\\)"),
         ({"heads": {"a": nn.Linear(9, 2)}}, "heads: 'a'.*Linear does not take"),
@@ -295,8 +315,8 @@ class Answering(nn.Module):
         ({"heads": {"a": Answering(lambda z: z[..., None])}}, "heads: 'a' must give .*flatten"),
         ({"heads": {}}, "at least one task"),
         ({"anchors_queries": np.zeros((5, 6), np.uint8)}, "expected floats.*scale pixels"),
-        ({"anchors_queries": np.zeros((0, 6), np.float32)}, "A >= 3"),
-        ({"anchors_queries": np.zeros((5, 0), np.float32)}, "A >= 3"),
+        ({"anchors_queries": np.zeros((0, 6), np.float32)}, "A >= 1"),
+        ({"anchors_queries": np.zeros((5, 0), np.float32)}, "A >= 1"),
         ({"anchors_queries": np.full((5, 6), np.nan, np.float32)}, "finite"),
         ({"scheme": "invertible"}, "encoder: the scheme 'invertible' needs one"),
         ({"scheme": "guided"}, "light: the scheme 'guided'"),
@@ -313,6 +333,20 @@ def test_what_cannot_be_served_is_refused_in_plain_words(
 def test_what_is_no_module_is_a_type_error() -> None:
     with pytest.raises(TypeError, match=r"backbone: expected a torch.nn.Module, got function"):
         made("vectors", backbone=lambda x: x)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"heads": nn.Linear(8, 1)}, "heads: expected torch modules by task, .* got a Linear"),
+        ({"code": 4}, r"code: expected a Code, such as Code\.uniform\(k=4\), got 4"),
+        ({"input_range": 3}, "input_range: expected two numbers, got 3"),
+        ({"light": nn.Linear(6, 1), "fusion": {"arrival": 1.0}}, "fusion: .* numbers, got 1.0"),
+    ],
+)
+def test_an_argument_of_another_kind_is_named(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(TypeError, match=complaint):
+        made("vectors", **changes)
 
 
 def test_weights_of_any_layout_and_precision_are_served_in_float32(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from codedinv.model import CodedModel, bundled_names
 from codedinv.model.folder import file_sizes
 from codedinv.model.manifest import SCHEMA_VERSION
 from codedinv.model.runtimes import choose_runtime
+from tests.model.tampering import replace_file, rewrite
 
 FILES = [
     "bundle.json",
@@ -57,24 +58,6 @@ def random_model(make_small_model: Callable[..., CodedModel]) -> CodedModel:
 @pytest.fixture
 def groups() -> np.ndarray:
     return np.random.default_rng(5).random((3, 4, 1, 28, 28), dtype=np.float32)
-
-
-def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Changes bundle.json and gives it a checksum that fits again."""
-    path = folder / "bundle.json"
-    content = json.loads(path.read_text())
-    change(content)
-    content.pop("checksum", None)
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    content["checksum"] = hashlib.sha256(canonical.encode()).hexdigest()
-    path.write_text(json.dumps(content))
-
-
-def replace_file(folder: Path, name: str, content: bytes) -> None:
-    """Replaces a file and its entry, as someone would who builds a bundle by hand."""
-    (folder / name).write_bytes(content)
-    entry = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    rewrite(folder, lambda manifest: manifest["files"].update({name: entry}))
 
 
 # ---- calls

@@ -210,14 +210,18 @@ def mixing() -> list[Any]:
         ),
         (lambda: {"backbone": f(shape=("T",))}, "leaves the size of a query open; give some"),
         (lambda: {"anchors_queries": X[:, :4]}, r"anchors_queries: expected \(A, \*\(6,\)\)"),
-        (lambda: {"anchors_queries": X[:2]}, "A >= 3"),
+        (lambda: {"encoder": f(), "anchors_queries": X[:2]}, "A >= 3"),
+        (
+            lambda: {"backbone": f(nodes=mixing(), result=(6,)), "anchors_queries": X[:1]},
+            "differently beside",
+        ),
         (lambda: {"anchors_queries": X.astype(int)}, "expected floats"),
         (lambda: {"anchors_queries": X * np.inf}, "finite"),
         (lambda: {"heads": {"label": f()}}, "heads: 'label': it does not take float32"),
         (lambda: {"heads": {}}, "heads: expected at least one task"),
         (lambda: {"heads": {"a/b": g()}}, "heads: task names"),
         (lambda: {"light": g()}, "light: it does not take"),
-        (lambda: {"light": f()}, r"light: expected \(3, 3\), the outputs of all tasks"),
+        (lambda: {"light": f()}, r"light: expected \(1, 3\), the outputs of all tasks"),
         (lambda: {"encoder": f()}, "anchors_queries: a model with an encoder needs 3"),
         (lambda: {"encoder": f(), "anchors_queries": X}, "encoder: "),
         (lambda: {"name": None}, "name: expected one"),
@@ -232,6 +236,11 @@ def test_what_cannot_be_served_is_refused_in_plain_words(
     arguments = {"backbone": f(), "heads": {"label": g()}, "name": "mine", **make()}
     with pytest.raises(ValueError, match=complaint):
         CodedModel.from_onnx(**arguments)
+
+
+def test_heads_that_are_not_by_task_are_named() -> None:
+    with pytest.raises(TypeError, match=r"heads: expected ONNX files by task, .* got 'head.onnx'"):
+        CodedModel.from_onnx(f(), "head.onnx", name="mine")  # type: ignore[arg-type]
 
 
 def test_several_inputs_or_outputs_are_named() -> None:

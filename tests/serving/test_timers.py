@@ -13,7 +13,7 @@ def test_alarms_ring_in_order_of_time_and_age_unless_cancelled(
     plan: list[tuple[float, bool]],
 ) -> None:
     timers = Timers()
-    alarms = [timers.set(at, "ring", i) for i, (at, _) in enumerate(plan)]
+    alarms = [timers.set(at, f"ring {i % 3}", i) for i, (at, _) in enumerate(plan)]
     for alarm, (_, cancelled) in zip(alarms, plan, strict=True):
         if cancelled:
             timers.cancel(alarm)
@@ -37,7 +37,15 @@ def test_cancelled_alarms_do_not_pile_up() -> None:
     timers = Timers()
     for i in range(10_000):
         timers.cancel(timers.set(1e6, "deadline", i))
-    assert len(timers._heap) < 200
+    assert timers._count < 200
+    first = timers.set(1e6, "deadline", -1)  # one that lasts must not keep the others
+    for i in range(10_000):
+        timers.cancel(timers.set(1e6 + i, "deadline", i))
+        timers.cancel(timers.set(1e6 - i, "deadline", i))
+    assert len(timers._heap) + sum(map(len, timers._queues.values())) == timers._count < 200
+    assert timers.next() == 1e6
+    timers.cancel(first)
+    assert timers.next() is None
 
 
 def test_cancelling_twice_or_after_the_ring_is_harmless() -> None:

@@ -70,6 +70,16 @@ def test_a_run_leaves_its_history_and_evaluates_at_the_end_too(tmp_path: Path) -
     assert (tmp_path / "line.curves.png").stat().st_size > 1000
 
 
+def test_short_steps_print_no_line_each_but_all_are_in_the_history(tmp_path: Path) -> None:
+    often = Training(**{**vars(line_fit(40)[0]), "evaluate_every": 1})
+    said = Console(record=True, width=200, file=open(os.devnull, "w"))  # noqa: SIM115
+    state = train(often, tmp_path, console=said)
+    assert len(state.history) == 40
+    lines = said.export_text().splitlines()
+    assert len(lines) <= 3
+    assert lines[-1].startswith("a line 40/40")
+
+
 @pytest.mark.parametrize("crash_at", [1, 5, 7, 11])
 def test_a_run_that_crashed_anywhere_ends_as_an_unbroken_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash_at: int
