@@ -117,6 +117,16 @@ def test_the_predictions_for_a_card_are_what_the_receipt_says(
         assert program[table](receipt) in text
 
 
+def test_the_predicted_times_on_chip_are_what_the_receipt_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    table = runpy.run_path(str(ROOT / "benchmarks" / "predicted.py"))["table"]
+    receipt = json.loads((ROOT / "benchmarks" / "receipts" / "predicted-sm-90.json").read_text())
+    assert table(receipt) in (ROOT / "docs" / "on-chip.md").read_text()
+
+
 def test_the_tables_of_wrong_results_are_what_the_receipt_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

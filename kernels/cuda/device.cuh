@@ -121,6 +121,7 @@ __device__ inline int cluster_rank() {
 }
 __device__ inline void meet_cluster() {
 #if BANDS * SPLITS > 1
+  __syncwarp();  // "aligned": all lanes come together, whatever branches they took before
   asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
                    : "memory");
 #else

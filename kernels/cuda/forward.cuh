@@ -13,7 +13,7 @@ __device__ inline int images_here(const Arguments& arguments) {
 __device__ inline void load_images(const Arguments& arguments, float* state) {
   each_place_of(images_here(arguments), [&](const Place& place) {
     const Strides& strides = arguments.given_strides;
-    const Half* at = arguments.given + global_place(strides, cluster() * IMAGES + place.image, place);
+    const Half* at = arguments.given + global_place(strides, place);
     State value;
     for (int v = 0; v < VECTOR; ++v) value.at[v] = widen(at[v * strides.channel]);
     state_at(state, place) = value;
@@ -23,7 +23,7 @@ __device__ inline void load_images(const Arguments& arguments, float* state) {
 __device__ inline void store_images(const Arguments& arguments, float* state) {
   each_place_of(images_here(arguments), [&](const Place& place) {
     const Strides& strides = arguments.out_strides;
-    Half* at = arguments.out + global_place(strides, cluster() * IMAGES + place.image, place);
+    Half* at = arguments.out + global_place(strides, place);
     const State value = state_at(state, place);
     for (int v = 0; v < VECTOR; ++v)
       at[v * strides.channel] = static_cast<Half>(pack(value.at[v], 0.0f));

@@ -48,7 +48,7 @@ __device__ inline void iterate_image(const Memory& memory, const float* bias, in
 __device__ inline void store_verdicts(const Arguments& arguments, int block, int count,
                                       const Verdict& verdict) {
   if (cluster_rank() != 0 || warp() != 0 || lane() >= count) return;
-  const long long at = static_cast<long long>(cluster() * IMAGES + lane()) * arguments.blocks + block;
+  const long long image = cluster() * IMAGES + lane(), at = image * arguments.blocks + block;
   arguments.iterations[at] = verdict.steps;
   arguments.residual[at] = verdict.last;
 }

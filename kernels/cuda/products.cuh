@@ -70,7 +70,8 @@ __device__ inline void multiply(float (&sums)[TALL][N][4], const Left& left, con
   // has few sums and many steps, odd ones get others.
   constexpr bool few = TALL * N <= 2 && STEPS > 4;
   float odd[TALL][N][4] = {};
-#pragma unroll
+  // Of more steps than that the assembler hoists loads until its registers are full.
+#pragma unroll(STEPS <= 16 ? STEPS : 6)
   for (int step = 0; step < STEPS; ++step) {
     unsigned a[TALL][4];
 #pragma unroll
@@ -97,7 +98,8 @@ template <int N>
 __device__ inline void begin_with(float (&sums)[TALL][N][4], const float* bias) {
 #pragma unroll
   for (int n = 0; n < N; ++n) {
-    const float low = bias[n * TILE_N + lane() % 4 * 2], high = bias[n * TILE_N + lane() % 4 * 2 + 1];
+    const float* pair = bias + n * TILE_N + lane() % 4 * 2;
+    const float low = pair[0], high = pair[1];
 #pragma unroll
     for (int i = 0; i < TALL; ++i) {
       sums[i][n][0] = sums[i][n][2] = low;

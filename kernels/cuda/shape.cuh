@@ -1,10 +1,10 @@
 // The shape that a kernel is compiled for, and what follows from it.
 //
-// Given by -D, as kernels/on_chip_plan.py does: BF16 (1, or 0 for float16), CHANNELS, HEIGHT, WIDTH,
-// HIDDEN, IMAGES (of a cluster), BANDS or SPLITS (blocks of threads of a cluster, which share its
-// images by rows or by channels), SHARED (1 where warps share hidden layers through shared memory, as
-// splits always do), WARPS (of a block), TALL (tiles of 16 pixels that a warp multiplies at once, so
-// that each fragment of weights is loaded for all of them).
+// Given by -D, as `Layout.defines` of kernels/on_chip_shape.py does: BF16 (1, or 0 for float16),
+// CHANNELS, HEIGHT, WIDTH, HIDDEN, IMAGES (of a cluster), BANDS or SPLITS (blocks of threads of a
+// cluster, which share its images by rows or by channels), SHARED (1 where warps share hidden
+// layers through shared memory, as splits always do), WARPS (of a block), TALL (tiles of 16 pixels
+// that a warp multiplies at once, so that each fragment of weights is loaded for all of them).
 #pragma once
 
 constexpr int quotient(int number, int by) { return (number + by - 1) / by; }
@@ -61,15 +61,15 @@ constexpr int TILES = round_up(quotient(PIXELS, TILE_M), TALL);
 constexpr int COLUMNS = 9 * OWN;
 constexpr int PRODUCT_PITCH = VECTOR % 2 ? COLUMNS | 1 : COLUMNS;
 
-// Steps of TILE_K and tiles of TILE_N of the three products; of the last an even number, so that two
-// warps can share them.
+// Steps of TILE_K and tiles of TILE_N of the three products; of the last an even number, so that
+// two warps can share them.
 constexpr int FIRST_STEPS = quotient(9 * DEPTH, TILE_K);
 constexpr int INNER_STEPS = INNER / TILE_K;
 constexpr int INNER_TILES = OWN_INNER / TILE_N;
 constexpr int LAST_TILES = round_up(quotient(COLUMNS, TILE_N), 2);
 
-// The weights of a block of layers, as packed for one block of threads (kernels/on_chip_packing.py):
-// fragments [tile, step, lane] of two words each, then biases.
+// The weights of a block of layers, as kernels/on_chip_packing.py packs them for one block of
+// threads: fragments [tile, step, lane] of two words each, then biases.
 constexpr int FRAGMENT = 32 * 8;
 constexpr int FIRST_BYTES = INNER_TILES * FIRST_STEPS * FRAGMENT;
 constexpr int SECOND_BYTES = INNER_TILES * INNER_STEPS * FRAGMENT;

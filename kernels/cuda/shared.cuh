@@ -1,5 +1,5 @@
-// Pass one where hidden layers go through shared memory: a warp computes some channels of a layer for
-// some tiles. So the blocks of a cluster can split channels whose weights are too many for one
+// Pass one where hidden layers go through shared memory: a warp computes some channels of a layer
+// for some tiles. So the blocks of a cluster can split channels whose weights are too many for one
 // multiprocessor, each giving its own to all; and many warps can work on few tiles.
 #pragma once
 #include "products.cuh"

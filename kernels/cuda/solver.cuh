@@ -69,11 +69,12 @@ __device__ inline void set_goals(const Memory& memory, int turn, int count, Verd
 
 // Judges an iteration, from pairs (||step||^2, ||x_new||^2). Not a number and sums that
 // overflow count as infinitely far, so a diverging image is never done.
-__device__ inline void judge(const Memory& memory, int turn, int count, int iteration, float tolerance,
-                             Verdict& verdict) {
+__device__ inline void judge(const Memory& memory, int turn, int count, int iteration,
+                             float tolerance, Verdict& verdict) {
   float step2 = 0, norm2 = 0;
   for (int image = 0; image < count; ++image) {
-    const Numbers<2> sum = sum_told(memory, turn, image, [](const Numbers<2>& told) { return told; });
+    const auto as_told = [](const Numbers<2>& told) { return told; };
+    const Numbers<2> sum = sum_told(memory, turn, image, as_told);
     if (lane() == image) {
       step2 = sum.at[0];
       norm2 = sum.at[1];

@@ -89,8 +89,8 @@ __device__ inline void publish(const Memory& memory, int turn, const Place& plac
 }
 
 // The place of VECTOR numbers in global memory, which lie a channel apart.
-__device__ inline long long global_place(const Strides& strides, int image, const Place& place) {
+__device__ inline long long global_place(const Strides& strides, const Place& place) {
   const int pixel = (first_row() + place.row) * WIDTH + place.column;
-  return image * strides.image + pixel * strides.pixel +
+  return (cluster() * IMAGES + place.image) * strides.image + pixel * strides.pixel +
          (first_channel() + place.channel) * strides.channel;
 }
