@@ -29,8 +29,15 @@ class CompileError(RuntimeError):
     """NVRTC is missing or refused a source; the message has its log."""
 
 
-def _candidates() -> Iterator[str]:
-    """Where NVRTC may be: torch's own, the wheels that torch depends on, the system's."""
+def _candidates() -> list[str]:
+    """Where NVRTC may be: torch's own, the wheels that torch depends on, the system's; first those
+    of the CUDA that torch was built for, whose cards and driver it knows, before a wheel that
+    something else brought."""
+    own = f".so.{(torch.version.cuda or '').partition('.')[0]}"
+    return sorted(_installed(), key=lambda name: own not in Path(name).name)
+
+
+def _installed() -> Iterator[str]:
     folders = [Path(torch.__file__).parent / "lib"]
     wheels = find_spec("nvidia")
     if wheels is not None:

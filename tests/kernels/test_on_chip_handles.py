@@ -8,7 +8,7 @@ import json
 import pwd
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -85,30 +85,75 @@ def test_an_inverse_on_chip_keeps_to_what_the_dtype_can_reach(launches: Launches
     assert launches
 
 
-def test_unless_demanded_only_what_was_measured_runs_on_chip(
-    launches: Launches, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    x, blocks = draw(2)
+@pytest.fixture
+def measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[Any], None]]:
+    """Gives measured.json entries for the emulated card."""
     measured = tmp_path / "measured.json"
     monkeypatch.setattr(tuning, "MEASURED", measured)
+
+    def write(entries: Any) -> None:
+        measured.write_text(json.dumps({CARD.name: entries}))
+        tuning._measured.cache_clear()
+
+    write({})
+    yield write
     tuning._measured.cache_clear()
-    try:
-        prepare(blocks)(x)
-        assert not launches
-        times = [{"batch": 2, "ours": 1.0, "other": 2.0}]
-        found = {"times": times, "versions": versions.installed()}
-        entry = {f"on_chip forward {STAGE} bfloat16": found}
-        measured.write_text(json.dumps({CARD.name: entry}))
-        tuning._measured.cache_clear()
-        handle = prepare(blocks)
-        handle(x)
-        assert [name for name, _ in launches] == ["forward"]
-        handle(x[:1])
-        handle.invert(x, tol=1e-2)
-        prepare(blocks, on_chip=False)(x)
-        assert len(launches) == 1
-    finally:
-        tuning._measured.cache_clear()
+
+
+def faster_forward() -> dict[str, Any]:
+    """An entry: two images are faster forward."""
+    times = [{"batch": 2, "ours": 1.0, "other": 2.0}]
+    found = {"times": times, "versions": versions.installed()}
+    return {f"on_chip forward {STAGE} bfloat16": found}
+
+
+def test_unless_demanded_only_what_was_measured_runs_on_chip(
+    launches: Launches, measure: Callable[[Any], None]
+) -> None:
+    x, blocks = draw(2)
+    prepare(blocks)(x)
+    assert not launches
+    measure(faster_forward())
+    handle = prepare(blocks)
+    handle(x)
+    assert [name for name, _ in launches] == ["forward"]
+    handle(x[:1])
+    handle.invert(x, tol=1e-2)
+    prepare(blocks, on_chip=False)(x)
+    assert len(launches) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        on_chip_compile.CompileError("nvrtcCompileProgram: no builtins"),
+        on_chip_driver.DriverError("cuModuleLoadData: no kernel image"),
+        OSError("libcuda.so.1: cannot open shared object file"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_was_measured_and_cannot_be_loaded_costs_nobody_an_answer(
+    launches: Launches,
+    measure: Callable[[Any], None],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    tried = []
+
+    def kernel_of(*what: object) -> None:
+        tried.append(what)
+        raise error
+
+    measure(faster_forward())
+    monkeypatch.setattr(on_chip_driver, "kernel_of", kernel_of)
+    x, blocks = draw(2)
+    handle = prepare(blocks)
+    exact = cast(blocks, torch.float64, CPU)
+    for _ in range(2):
+        assert relative_error(handle(x), reference.residual_blocks(x.double(), exact)) < 1e-2
+    assert len(tried) == 1
+    with pytest.raises(type(error)):
+        prepare(blocks, on_chip=True)(x)
 
 
 def test_what_is_demanded_and_cannot_be_says_why(launches: Launches) -> None:
@@ -271,6 +316,20 @@ def test_a_driver_that_refuses_is_heard(driver: Driver) -> None:
     driver.refused = "cuModuleLoadData"
     with pytest.raises(on_chip_driver.DriverError, match="cuModuleLoadData: 1"):
         on_chip_driver.Kernel("forward", Layout(STAGE), BF16, torch.device("cuda", 0))
+
+
+@pytest.mark.parametrize(("cuda", "major"), [("13.0", 13), ("12.8", 12)])
+def test_nvrtc_is_that_of_torchs_cuda(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: str, major: int
+) -> None:
+    for name in ("cu13/lib/libnvrtc.so.13", "cuda_nvrtc/lib/libnvrtc.so.12"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+        (tmp_path / name).with_name(f"libnvrtc-builtins.so.{cuda}").touch()
+    wheels = type("Wheels", (), {"submodule_search_locations": [str(tmp_path)]})
+    monkeypatch.setattr(on_chip_compile, "find_spec", lambda _: wheels)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert on_chip_compile._candidates()[0].endswith(f"/libnvrtc.so.{major}")
 
 
 def test_without_nvrtc_compiling_says_where_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
