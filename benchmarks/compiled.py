@@ -36,7 +36,8 @@ def table(content: dict[str, Any]) -> str:
             f"{sum(row['tensor_core'].values())}"
             for row in rows
         ]
-        lines.append(f"| {shape} | {rows[0]['warps']} | " + " | ".join(cells) + " |")
+        warps = dict.fromkeys(str(row["warps"]) for row in rows)
+        lines.append(f"| {shape} | {', of few '.join(warps)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

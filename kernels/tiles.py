@@ -24,9 +24,10 @@ import triton.language as tl
 def elu(value, PARTS: tl.constexpr, INTERPRETED: tl.constexpr):
     """In float32: value above zero, exp(value) - 1 below.
 
-    Near zero that difference would cancel, so there a Taylor polynomial is taken: of degree 6
-    where operands are float32 (it leaves 5e-8 of the value at -1/4), of degree 4 where they are
-    rounded to 16 bits (3e-5). Above zero both are computed and not taken; they may overflow.
+    Near zero that difference would cancel. Where operands are rounded to 16 bits (PARTS = 1), value
+    stands for it above -2^-10, which is within 2^-11 of it, half a last place of float16. For
+    float32 a Taylor polynomial of degree 6 does above -1/4, which leaves 5e-8 of the value. What is
+    computed above zero and not taken may overflow.
     """
     if INTERPRETED:
         value_below = tl.where(value > 0, 0.0, value)  # NumPy would warn of an overflow
@@ -39,10 +40,9 @@ def elu(value, PARTS: tl.constexpr, INTERPRETED: tl.constexpr):
             "ex2.approx.ftz.f32 $0, $1;", "=f,f", [value * 1.4426950408889634],
             dtype=tl.float32, is_pure=True, pack=1,
         )  # fmt: skip
-    if PARTS == 3:
-        tail = 1.0 / 24 + value_below * (1.0 / 120 + value_below * (1.0 / 720))
-    else:
-        tail = 1.0 / 24
+    if PARTS == 1:
+        return tl.where(value > -0.0009765625, value, power - 1.0)
+    tail = 1.0 / 24 + value_below * (1.0 / 120 + value_below * (1.0 / 720))
     series = 1.0 + value_below * (0.5 + value_below * (1.0 / 6 + value_below * tail))
     below = tl.where(value > -0.25, value_below * series, power - 1.0)
     return tl.where(value > 0, value, below)

@@ -137,8 +137,9 @@ RULES = (
     Rule({"block_k": 64}, "nine taps at once", cores="wgmma", exact=True, channels=4, hidden=32),
     Rule({"block_k": 16}, "nine taps of one channel are sixteen", channels=1),
     Rule({"num_stages": 3}, "shared memory allows it", exact=False, channels=4),
-    Rule({"num_stages": 1}, "Triton 3.6 spills 56 bytes for a pipeline",
-         cores="wgmma", exact=True, few=False, stage=Stage(16, 7, 7, 96)),
+    Rule({"num_stages": 1}, "Triton 3.6 spills 8 to 56 bytes for a pipeline",
+         cores="wgmma", exact=True, stage=Stage(16, 7, 7, 96)),
+    Rule({"num_stages": 1}, "8 to 32 bytes", cores="wgmma", exact=True, stage=Stage(64, 4, 4, 128)),
 )  # fmt: skip
 
 

@@ -74,9 +74,10 @@ def count(variant: Variant) -> dict[str, Any]:
     each iteration of an inversion. With "images" of a program, its "warps" and "bands".
     """
     code, constants, resources = compiled(variant)
-    files = {i.line[0] for block in code.blocks for i in block if i.line}
-    sources = Sources(Path(file) for file in sorted(files) if Path(file).parent.name == "kernels")
-
+    # By name: code out of Triton's cache names the files of whoever compiled it, with these lines.
+    seen = {Path(i.line[0]).name for block in code.blocks for i in block if i.line}
+    folder = Path(aot.__file__).parent
+    sources = Sources(path for path in sorted(folder.glob("*.py")) if path.name in seen)
     names = names_of(constants)
 
     def times(blocks: int, iterations: int) -> Counter[str]:

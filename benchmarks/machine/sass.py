@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .flow import natural_loops
+
 Line = tuple[str, int]
 Trips = Callable[["Loop"], float]
 
@@ -166,7 +168,8 @@ def read(text: str, kernel: str | None = None) -> Code:
     if not blocks:
         raise ValueError(f"text: expected SASS of kernel {kernel or '(any)'}, got no instructions")
     successors = [_successors(index, blocks, starts) for index in range(len(blocks))]
-    loops = _natural_loops(successors)
+    bodies = sorted(natural_loops(successors).items())
+    loops = [Loop(number, header, body) for number, (header, body) in enumerate(bodies)]
     within: list[Loop | None] = []
     for index, block in enumerate(blocks):
         around = [loop for loop in loops if index in loop.blocks]
@@ -276,49 +279,3 @@ def _successors(index: int, blocks: list[list[Instruction]], starts: dict[str, i
     target = _TARGET.search(last.operands)
     found = [starts[target[1]]] if target and target[1] in starts else []
     return found if always else found + following
-
-
-def _natural_loops(successors: list[list[int]]) -> list[Loop]:
-    reached = _reachable(successors)
-    dominators = _dominators(successors, reached)
-    bodies: dict[int, set[int]] = {}
-    predecessors: dict[int, list[int]] = {index: [] for index in reached}
-    for index in reached:
-        for successor in successors[index]:
-            predecessors[successor].append(index)
-    for tail in reached:
-        for header in successors[tail]:
-            if header in dominators[tail]:
-                body, waiting = bodies.setdefault(header, {header}), [tail]
-                while waiting:
-                    index = waiting.pop()
-                    if index not in body:
-                        body.add(index)
-                        waiting += predecessors[index]
-    ordered = sorted(bodies.items())
-    return [Loop(number, header, frozenset(body)) for number, (header, body) in enumerate(ordered)]
-
-
-def _reachable(successors: list[list[int]]) -> list[int]:
-    seen, waiting = {0}, [0]
-    while waiting:
-        for successor in successors[waiting.pop()]:
-            if successor not in seen:
-                seen.add(successor)
-                waiting.append(successor)
-    return sorted(seen)
-
-
-def _dominators(successors: list[list[int]], reached: list[int]) -> dict[int, set[int]]:
-    everything = set(reached)
-    dominators = {index: set(everything) for index in reached}
-    dominators[0] = {0}
-    changed = True
-    while changed:
-        changed = False
-        for index in reached[1:]:
-            before = [dominators[p] for p in reached if index in successors[p]]
-            found = set.intersection(*before) | {index}
-            if found != dominators[index]:
-                dominators[index], changed = found, True
-    return dominators

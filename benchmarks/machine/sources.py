@@ -23,8 +23,8 @@ MOST = 0.5
 
 @dataclass(frozen=True)
 class SourceLoop:
-    """A for or while statement of a kernel: its function, first and last line, and what it runs
-    over: "range(0, S.N, S.BLOCK_K)", or the condition of a while."""
+    """A for or while statement of a kernel: its file's name, function, first and last line, and
+    what it runs over: "range(0, S.N, S.BLOCK_K)", or the condition of a while."""
 
     file: str
     function: str
@@ -34,7 +34,7 @@ class SourceLoop:
     over: str
 
     def has(self, line: Line) -> bool:
-        return line[0] == self.file and self.first <= line[1] <= self.last
+        return Path(line[0]).name == self.file and self.first <= line[1] <= self.last
 
     def __str__(self) -> str:
         return f"{self.function}: {self.target} in {self.over}"
@@ -56,7 +56,7 @@ class Sources:
         for file in files:
             for node in ast.parse(file.read_text()).body:
                 if isinstance(node, ast.FunctionDef):
-                    self._functions[node.name] = _read(node, str(file))
+                    self._functions[node.name] = _read(node, file.name)
         self.loops = [loop for f in self._functions.values() for loop in f.loops]
 
     def around(self, loop: SourceLoop) -> set[SourceLoop]:

@@ -111,9 +111,8 @@ class Encoder(nn.Module):
             for _ in range(config.blocks)
         )
         self.out = self._convolution(width, pixels, 1)
-        # Training starts from the weighted sum of the queries.
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)  # training starts from the weighted sum of the queries
 
     def config_dict(self) -> dict[str, Any]:
         return {"kind": "sum", **asdict(self.config)}

@@ -17,24 +17,22 @@ class ServiceTimes:
     def __init__(self) -> None:
         self._recent: deque[float] = deque()
         self._sorted: list[float] = []
-
-    @property
-    def count(self) -> int:
-        """How many are in the window."""
-        return len(self._sorted)
+        self.count = 0  # how many are in the window
 
     def add(self, seconds: float) -> None:
         """Takes one more and forgets the oldest of a full window."""
         if len(self._recent) == _WINDOW:
             oldest = self._recent.popleft()
             del self._sorted[bisect_left(self._sorted, oldest)]
+        else:
+            self.count += 1
         self._recent.append(seconds)
         insort(self._sorted, seconds)
 
     def quantile(self, q: float) -> float:
-        """The time that a share `q` of the window does not exceed.
+        """The time that a share `q`, below 1, of the window does not exceed.
 
         Raises:
             IndexError: nothing was added yet.
         """
-        return self._sorted[min(int(q * len(self._sorted)), len(self._sorted) - 1)]
+        return self._sorted[int(q * self.count)]

@@ -27,6 +27,7 @@ from codedinv.workers import (
     TaskError,
     ThreadPool,
 )
+from codedinv.workers.pool import Task
 from tests.serving.linear_model import LinearModel
 from tests.workers.conftest import StartAny, backbone_of, listen, spec_of
 
@@ -76,6 +77,34 @@ def test_an_unknown_model_is_an_error_and_never_another_model(
     pool.send(0, 1, 7, "no-such-model", linear.queries(1)[0])
     reason = "model: expected one of ['backbone'], got 'no-such-model'"
     assert pool.poll(20.0) == [TaskError(0, 1, 7, reason)]
+    ask(pool, linear.queries(1)[0])
+
+
+def test_tasks_sent_at_once_end_each_for_itself(
+    start_any: StartAny, linear: LinearModel, other: LinearModel
+) -> None:
+    pool = start_any({"backbone": linear, "parity": other})
+    queries = linear.queries(40)  # more than a worker has in hand
+    models = {"backbone": linear, "parity": other, "no-such-model": None}
+    tasks = [Task(i, list(models)[i % 3], query) for i, query in enumerate(queries)]
+    pool.send_many(0, 1, tasks)
+    ends = {message.task: message for message in listen(pool, 40)}
+    assert len(ends) == 40
+    for (task, name, _), query in zip(tasks, queries, strict=True):
+        end, model = ends[task], models[name]
+        if model is None:
+            assert isinstance(end, TaskError)
+            continue
+        assert isinstance(end, Result), end
+        np.testing.assert_allclose(end.embedding, model.embed(query[None])[0], atol=1e-5)
+
+
+def test_tasks_sent_at_once_to_a_generation_that_is_gone_are_not_heard_of(
+    start_any: StartAny, linear: LinearModel
+) -> None:
+    pool = start_any()
+    pool.send_many(0, 9, [Task(i, "backbone", query) for i, query in enumerate(linear.queries(3))])
+    assert pool.poll(0.1) == []
     ask(pool, linear.queries(1)[0])
 
 
