@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import queue
 import threading
 import time
@@ -18,9 +19,15 @@ from codedinv.serving.prediction import Prediction
 _log = logging.getLogger("codedinv")
 
 _STUCK_S = 0.1  # a callback that takes longer is left to itself, and the rest go on without it
-# Held while a future gets its condition, or ends without one; of all futures, for it is held for
-# less than a microsecond. The garbage collector may run in between, and end a server's futures.
+# Held while a future is given its condition, or ends without one; of all futures, for it is held
+# for less than a microsecond. The garbage collector may run in between, and end a server's futures.
 _conditions = threading.RLock()
+if hasattr(os, "register_at_fork"):  # or a copy might never get what another thread held
+    os.register_at_fork(
+        before=_conditions.acquire,
+        after_in_parent=_conditions.release,
+        after_in_child=_conditions.release,
+    )
 _IDLE_S = 1.0  # a callback thread with nothing to do ends; the next callback starts another
 
 
@@ -122,10 +129,12 @@ class PredictionFuture(Future[Prediction]):
         """What `Future` takes before it reads or changes anything."""
         condition = self._lazy_condition
         if condition is None:
+            # Made before the lock is taken: signals are handled meanwhile, and threads change.
+            made = threading.Condition()
             with _conditions:
                 condition = self._lazy_condition
                 if condition is None:
-                    condition = self._lazy_condition = threading.Condition()
+                    condition = self._lazy_condition = made
         return condition
 
     def result(self, timeout: float | None = None) -> Prediction:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, as_completed, wait
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,3 +100,48 @@ def _wait_for_callbacks(futures: list[PredictionFuture]) -> None:
         future.add_done_callback(lambda _: called.release())
     for _ in futures:
         assert called.acquire(timeout=30)
+
+
+@pytest.fixture
+def at_work(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """While another thread makes the condition of a future, for as long as the test takes."""
+    (future,) = made(1)
+    begun, go_on = threading.Event(), threading.Event()
+    condition = threading.Condition
+
+    def slowly(*arguments: Any) -> threading.Condition:
+        if threading.current_thread() is thread:
+            begun.set()
+            go_on.wait(30)
+        return condition(*arguments)
+
+    thread = threading.Thread(target=future.done)
+    with monkeypatch.context() as patched:
+        patched.setattr("codedinv.serving.futures.threading.Condition", slowly)
+        thread.start()
+        assert begun.wait(30)
+    yield
+    go_on.set()
+    thread.join()
+
+
+@pytest.mark.usefixtures("at_work")
+def test_a_future_that_is_given_its_condition_holds_up_no_other() -> None:
+    """A signal's handler, for one, may wait for the server."""
+    (other,) = made(1)
+    thread = threading.Thread(target=other.end, args=(ANSWER,), daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.usefixtures("at_work")
+def test_a_process_forked_meanwhile_can_make_futures_of_its_own() -> None:
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(5)  # which ends it, if it hangs
+        made(1)[0].done()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
