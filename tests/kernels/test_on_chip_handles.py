@@ -350,6 +350,12 @@ def test_nvrtc_is_that_of_torchs_cuda(
     assert on_chip_compile._candidates()[0].endswith(f"/libnvrtc.so.{major}")
 
 
+def test_nvrtc_that_only_the_loader_finds_is_tried_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_chip_compile, "_installed", lambda: iter(()))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert on_chip_compile._candidates() == ["libnvrtc.so.13"]
+
+
 def test_without_nvrtc_compiling_says_where_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_chip_compile, "nvrtc", lambda: None)
     with pytest.raises(on_chip_compile.CompileError, match="comes with torch for CUDA"):
