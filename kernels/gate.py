@@ -86,7 +86,8 @@ def measured_faster(kernel: str, stage: Stage, dtype: torch.dtype, batch: int, c
     included. Between two measured batches both times are taken to grow linearly from one to the
     other, and the kernel must keep a tenth of a margin. Up to twice the largest measured batch the
     same margin must hold there, for a full card's times grow alike; beyond that, and below the
-    smallest, nothing is known.
+    smallest, nothing is known. Where the kernel failed its time is None: nothing is known beside
+    that batch either.
 
     Args:
         kernel: "forward" or "inversion", after "on_chip " for the kernels of cuda/.
@@ -96,10 +97,12 @@ def measured_faster(kernel: str, stage: Stage, dtype: torch.dtype, batch: int, c
     rows = tuning.measured_entry(card, kernel, stage, dtype).get("times", [])
     index = bisect_left(rows, batch, key=lambda row: row["batch"])
     if index < len(rows) and rows[index]["batch"] == batch:
-        return bool(rows[index]["ours"] < rows[index]["other"])
+        return rows[index]["ours"] is not None and bool(rows[index]["ours"] < rows[index]["other"])
     if not rows or index == 0 or batch > FURTHEST * rows[-1]["batch"]:
         return False
     below, above = rows[index - 1], rows[min(index, len(rows) - 1)]
+    if below["ours"] is None or above["ours"] is None:
+        return False
     width = above["batch"] - below["batch"]
     share = (batch - below["batch"]) / width if width else 0.0
     ours, other = (below[key] + share * (above[key] - below[key]) for key in ("ours", "other"))

@@ -100,8 +100,9 @@ def _adoptable(entry: str, timed: Rows) -> dict[str, int] | None:
 def merge_crossovers(card: dict[str, Any], rows: Rows, dtype: str, source: Source) -> None:
     """Times of a kernel and of the best form of torch at each batch into a card's entries.
 
-    A batch counts only if every form was tried there; one that failed lost. Ours is launched from
-    Python, as `auto` does, also against graphs.
+    A batch counts only if every form was tried there; one that failed lost, ours too: its time is
+    null, or batches around it would speak for it. Ours is launched from Python, as `auto` does,
+    also against graphs.
     """
     found: dict[str, Rows] = {}
     for row in rows:
@@ -112,7 +113,7 @@ def merge_crossovers(card: dict[str, Any], rows: Rows, dtype: str, source: Sourc
         tried = {form: row[form] for form in forms if row.get(form)}
         if lacking or not tried:
             print(f"{row['kernel']} {row['stage']} at {row['batch']}: lacks {lacking or 'torch'}")
-        elif row["kernels"]:
+        else:
             best = min(tried, key=lambda form: float(tried[form]))
             times.append(
                 {"batch": row["batch"], "ours": row["kernels"], "other": tried[best], "form": best}
@@ -122,7 +123,7 @@ def merge_crossovers(card: dict[str, Any], rows: Rows, dtype: str, source: Sourc
 
 def merge_on_chip(card: dict[str, Any], rows: Rows, dtype: str, source: Source) -> None:
     """Times of a kernel of kernels/cuda and of the Triton one at each batch into a card's entries:
-    those from Python or those from a graph, whichever say less for it."""
+    those from Python or those from a graph, whichever say less for it; null where it failed."""
     found: dict[str, Rows] = {}
     for row in rows:
         times = found.setdefault(f"on_chip {row['kernel']} {row['stage']} {dtype}", [])
@@ -131,6 +132,8 @@ def merge_on_chip(card: dict[str, Any], rows: Rows, dtype: str, source: Source) 
             ours, other = row[f"on_chip{how}"], row[f"kernels{how}"]
             form = f"kernels{how}"
             times.append({"batch": row["batch"], "ours": ours, "other": other, "form": form})
+        elif any(f"on_chip{how}" in row and not row[f"on_chip{how}"] for how in LAUNCHES):
+            times.append({"batch": row["batch"], "ours": None, "other": row.get("kernels")})
     keep_times(card, found, source)
 
 
