@@ -4,9 +4,9 @@
     python benchmarks/compiled_sweep.py [--triton FOLDER ...] [--arch 80 90 100]
 
 Compiles every variant with the installed Triton and with those in the folders, and writes
-compiled-sweep.json after each architecture and dtype, beside what it has of the same kernels. Needs
-no GPU, but a second or three for each variant; Triton's cache remembers them, so a sweep that was
-cut off goes on where it was.
+compiled-sweep.json after each architecture and dtype, beside what it has of others; each result
+names a digest of the sources that it is of. Needs no GPU, but a second or three for each variant;
+Triton's cache remembers them, so a sweep that was cut off goes on where it was.
 """
 
 from __future__ import annotations
@@ -89,26 +89,26 @@ def sources() -> str:
     return hashlib.sha256(content).hexdigest()[:12]
 
 
-def kept(of_sources: str) -> list[dict[str, Any]]:
-    """Results that the receipt has of these sources."""
+def kept() -> list[dict[str, Any]]:
+    """Results that the receipt has, each of its own sources."""
     path = FOLDER / "compiled-sweep.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
-    return list(before["results"]) if before.get("sources") == of_sources else []
+    return list(json.loads(path.read_text())["results"]) if path.exists() else []
 
 
 def sweep(tritons: list[str | None], architectures: list[int], dtypes: list[str]) -> int:
     """Compiles everything; returns how many variants do not fit."""
     digest = sources()
-    results = kept(digest)
+    results = kept()
     faults = 0
     for folder, arch, dtype in product(tritons, architectures, dtypes):
         found = summary(in_a_process(folder, "--arch", str(arch), "--dtype", dtype), dtype)
+        found["sources"] = digest
         print(json.dumps(found), flush=True)
         faults += len(found["faults"])
         key = ("triton", "arch", "dtype")
         others = [row for row in results if any(row[name] != found[name] for name in key)]
         results = sorted([*others, found], key=lambda row: [row[name] for name in key])
-        write_receipt("compiled", {"sources": digest, "results": results}, "sweep")
+        write_receipt("compiled", {"sources_now": digest, "results": results}, "sweep")
     return faults
 
 

@@ -32,6 +32,9 @@ from codedinv.kernels.tuning import STAGES
 MULTIPROCESSORS, CAPABILITY, CLOCK_GHZ = 132, 90, 1.755
 BATCHES = (1, 256)
 
+# Steps of a long product in one trip, as in cuda/products.cuh.
+UNROLLED = 6
+
 # Cycles that one instruction of a warp occupies a unit: of a scheduler (of four) for the tensor
 # core and exponentials; of the multiprocessor for shared memory, by the bytes of a lane.
 TENSOR, EXPONENTIAL, SHARED_PER_4_BYTES = 8, 8, 1
@@ -119,6 +122,8 @@ def product_trips(layout: Layout, body: Counter[str]) -> int:
     last = layout.last_columns // TILE_N * steps  # products of a unit in the last layer
     if not layout.shared:  # of units, through all layers; or of columns of the last
         return -(-units // layout.warps) if body["MUFU"] else last // body["HMMA"]
+    if not body["STS"] and not body["MUFU"]:  # of steps of the first layer, some at a time
+        return layout.first_rows // TILE_K // UNROLLED
     of_unit = last
     if body["MUFU"]:
         second = layout.inner_tiles * steps

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import on_chip_driver, streams
 from .gate import card_of, measured_faster, say_once, unsupported_card
-from .on_chip_compile import nvrtc
+from .on_chip_compile import CompileError, nvrtc
 from .on_chip_launch import arguments_of
 from .on_chip_packing import pack_on_chip
 from .on_chip_plan import DTYPES, layout_for
@@ -120,12 +120,22 @@ class OnChipBlocks:
         ):
             return False
         layout = layout_for(stage, batch, card.multiprocessors, card.capability, kernel)
-        if isinstance(layout, Layout):
-            return True
         if self.demanded:
-            raise ValueError(f"on_chip: {layout}")
-        say_once(f"codedinv.kernels does not run on chip what was measured there: {layout}")
-        return False
+            if isinstance(layout, str):
+                raise ValueError(f"on_chip: {layout}")
+            return True
+        reason = layout if isinstance(layout, str) else self._fault(kernel, layout)
+        if reason is not None:
+            say_once(f"codedinv.kernels does not run on chip what was measured there: {reason}")
+        return reason is None
+
+    def _fault(self, kernel: str, layout: Layout) -> str | None:
+        """Compiles and loads a kernel that nobody demanded; why it cannot be, None if it can."""
+        try:
+            on_chip_driver.kernel_of(kernel, layout, self._dtype, self._device)
+        except (CompileError, on_chip_driver.DriverError, OSError) as error:
+            return str(error)
+        return None
 
 
 @lru_cache(maxsize=4096)

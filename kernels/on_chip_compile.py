@@ -8,6 +8,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,13 +21,23 @@ from .on_chip_shape import Layout
 SOURCES = Path(__file__).with_name("cuda")
 MAIN = "stage.cu"
 
+# Bytes of a file of the cache before what was compiled: its SHA-256.
+_DIGEST = 32
+
 
 class CompileError(RuntimeError):
     """NVRTC is missing or refused a source; the message has its log."""
 
 
-def _candidates() -> Iterator[str]:
-    """Where NVRTC may be: torch's own, the wheels that torch depends on, the system's."""
+def _candidates() -> list[str]:
+    """Where NVRTC may be: torch's own, the wheels that torch depends on, the system's; first those
+    of the CUDA that torch was built for, whose cards and driver it knows, before a wheel that
+    something else brought."""
+    own = f".so.{(torch.version.cuda or '').partition('.')[0]}"
+    return sorted(_installed(), key=lambda name: own not in Path(name).name)
+
+
+def _installed() -> Iterator[str]:
     folders = [Path(torch.__file__).parent / "lib"]
     wheels = find_spec("nvidia")
     if wheels is not None:
@@ -90,10 +101,11 @@ def _compile(library: ctypes.CDLL, options: tuple[str, ...]) -> bytes:
         library.nvrtcDestroyProgram(ctypes.byref(program))
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept between processes."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "codedinv" / "on_chip"
+def cache_folder() -> Path | None:
+    """Where compiled kernels are kept between processes; None where nobody is at home, as in a
+    container for a user that it does not know."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "codedinv" / "on_chip" if os.path.isabs(base) else None
 
 
 def cubin(layout: Layout, dtype: torch.dtype, capability: int) -> bytes:
@@ -113,13 +125,15 @@ def cubin(layout: Layout, dtype: torch.dtype, capability: int) -> bytes:
     # constexpr functions of shape.cuh are for the compiler; NVRTC wants to be told whose they are.
     flags = (f"--gpu-architecture=sm_{capability}", "--std=c++17", "-default-device")
     options = (*flags, *layout.defines(dtype))
-    path = cache_folder() / f"{_key(library, options)}.cubin"
-    try:
-        return path.read_bytes()
-    except OSError:
+    folder = cache_folder()
+    if folder is None:
+        return _compile(library, options)
+    path = folder / f"{_key(library, options)}.cubin"
+    compiled = _kept(path)
+    if compiled is None:
         compiled = _compile(library, options)
         _keep(path, compiled)
-        return compiled
+    return compiled
 
 
 def _key(library: ctypes.CDLL, options: tuple[str, ...]) -> str:
@@ -127,17 +141,33 @@ def _key(library: ctypes.CDLL, options: tuple[str, ...]) -> str:
     major, minor = ctypes.c_int(), ctypes.c_int()
     _call(library, "nvrtcVersion", ctypes.byref(major), ctypes.byref(minor))
     digest = hashlib.sha256(repr((major.value, minor.value, options)).encode())
-    for path in sorted(SOURCES.iterdir()):
+    for path in sorted(SOURCES.glob("*.cu*")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:32]
 
 
-def _keep(path: Path, content: bytes) -> None:
+def _kept(path: Path) -> bytes | None:
+    """What `_keep` wrote; None where there is nothing, or not all of it: a machine that lost its
+    power leaves files of a right name and length and a wrong content."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, compiled = content[:_DIGEST], content[_DIGEST:]
+    return compiled if hashlib.sha256(compiled).digest() == digest else None
+
+
+def _keep(path: Path, compiled: bytes) -> None:
     """Writes a file whole or not at all, as several processes may; without it they compile anew."""
+    name = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(content)
-        os.replace(file.name, path)
+            name = file.name
+            file.write(hashlib.sha256(compiled).digest() + compiled)
+        os.replace(name, path)
     except OSError as error:
+        if name is not None:
+            with suppress(OSError):
+                os.unlink(name)
         say_once(f"codedinv.kernels keeps no compiled kernels in {path.parent}: {error}")

@@ -34,6 +34,15 @@ def _call(function: str, *arguments: object) -> None:
         raise DriverError(f"{function}: {reason}")
 
 
+def _primary_context(device: torch.device) -> ctypes.c_void_p:
+    """The context of a device that torch, too, works in."""
+    torch.cuda.init()
+    ordinal, context = ctypes.c_int(), ctypes.c_void_p()
+    _call("cuDeviceGet", ctypes.byref(ordinal), device.index)
+    _call("cuDevicePrimaryCtxRetain", ctypes.byref(context), ordinal)
+    return context
+
+
 class Kernel:
     """One kernel of one layout on one device.
 
@@ -51,10 +60,10 @@ class Kernel:
         image = cubin(layout, dtype, 10 * major + minor)
         self._device, self._threads = device, 32 * layout.warps
         self._cluster, self._shared = layout.cluster, layout.shared_bytes(name)
-        self._function = ctypes.c_void_p()
+        self._context, self._function = _primary_context(device), ctypes.c_void_p()
         module = ctypes.c_void_p()
         with torch.cuda.device(device):
-            torch.cuda.current_stream()  # makes the context current
+            _call("cuCtxSetCurrent", self._context)
             _call("cuModuleLoadData", ctypes.byref(module), image)
             _call(
                 "cuModuleGetFunction", ctypes.byref(self._function), module,
@@ -68,6 +77,9 @@ class Kernel:
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         with torch.cuda.device(self._device):
             stream = torch.cuda.current_stream().cuda_stream
+            # A thread has none until the runtime needs one there, which torch may not have asked of
+            # it: not for the device it begins with, nor for memory out of its cache.
+            _call("cuCtxSetCurrent", self._context)
             _call(
                 "cuLaunchKernel", self._function, clusters * self._cluster, 1, 1,
                 self._threads, 1, 1, self._shared, ctypes.c_void_p(stream), parameters, None,

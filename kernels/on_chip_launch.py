@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .shapes import pixel_strides
 
+_LARGEST_INT = 2**31 - 1
+
 
 class _Strides(ctypes.Structure):
     _fields_ = [(name, ctypes.c_longlong) for name in ("image", "pixel", "channel")]
@@ -50,6 +52,8 @@ def arguments_of(
         verdicts: iterations [B, blocks] int32 and residual [B, blocks] float32 of an inversion.
         tolerance, max_iter: of an inversion.
     """
+    # ctypes would wrap a larger one around, to a number below zero: no iteration, and "converged".
+    max_iter = min(max_iter, _LARGEST_INT)
     iterations, residual = (tensor.data_ptr() for tensor in verdicts) if verdicts else (None, None)
     return Arguments(
         given.data_ptr(), out.data_ptr(), iterations, residual, weights.data_ptr(),

@@ -83,7 +83,7 @@ def _several(layout: Layout, batch: int, multiprocessors: int, kernel: str, limi
     waves = -(-batch * layout.cluster // multiprocessors)
     while 2 * layout.images <= waves and 2 * layout.tiles <= MOST_TILES:
         more = _warps(replace(layout, images=2 * layout.images))
-        if more.shared_bytes(kernel) > limit:
+        if more.unfit() is not None or more.shared_bytes(kernel) > limit:
             break
         layout = more
     return layout

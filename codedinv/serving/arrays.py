@@ -30,16 +30,18 @@ def extremes(array: AnyArray) -> tuple[float, float]:
 
 
 def stacked(rows: Sequence[AnyArray]) -> AnyArray:
-    """Arrays of one shape and dtype as one, (rows, *shape): row by row, in a fifth of the time of
-    `numpy.stack`.
+    """Arrays of one shape as one, (rows, *shape), of a dtype that holds them all: row by row, in a
+    fifth of the time of `numpy.stack`.
 
     Raises:
         ValueError: rows of other shapes than the first.
     """
-    shape = rows[0].shape
-    whole = np.empty((len(rows), *shape), rows[0].dtype)
+    shape, dtype = rows[0].shape, rows[0].dtype
+    whole = np.empty((len(rows), *shape), dtype)
     for i, row in enumerate(rows):
         if row.shape != shape:  # numpy would spread it over the place of a larger one
             raise ValueError(f"rows: expected shape {shape}, got {row.shape}")
+        if row.dtype != dtype:  # numpy would round it
+            return np.stack(rows)
         whole[i] = row
     return whole

@@ -41,6 +41,7 @@ LONGEST_WAIT_S = 0.25  # between turns: so much of a stall goes unseen if it fal
 _WORKERS_END_S = 0.5  # after the drain nobody waits for a worker's last task
 _ENCODER_ENDS_S = 0.5
 _GIVE_UP_S = 5.0
+_REAL = "fiub"  # kinds of dtypes: floats, integers and booleans
 
 
 class Engine:
@@ -322,6 +323,8 @@ class Engine:
         if not isinstance(embedding, np.ndarray) or embedding.shape != expected:
             got = getattr(embedding, "shape", type(embedding).__name__)
             return f"expected an embedding {expected}, got {got}"
+        if embedding.dtype.kind not in _REAL:
+            return f"expected an embedding of real numbers, got {embedding.dtype}"
         return "" if is_finite(embedding) else "the embedding has NaN or infinite values"
 
     def _settle(self, worker: int) -> None:

@@ -70,8 +70,8 @@ __device__ inline void multiply(float (&sums)[TALL][N][4], const Left& left, con
   // has few sums and many steps, odd ones get others.
   constexpr bool few = TALL * N <= 2 && STEPS > 4;
   float odd[TALL][N][4] = {};
-  // Of more steps than that the assembler hoists loads until its registers are full.
-#pragma unroll(STEPS <= 16 ? STEPS : 6)
+  // Of many steps with many sums the assembler hoists loads until its registers are full.
+#pragma unroll(STEPS <= 16 || few ? STEPS : 6)
   for (int step = 0; step < STEPS; ++step) {
     unsigned a[TALL][4];
 #pragma unroll

@@ -240,6 +240,7 @@ def test_auto_takes_a_kernel_where_it_beat_every_form_of_torch(
         crossing(32, 2.5, 9.0, 9.0, 2.0, 9.0),
         crossing(64, 1.0, None, 2.0, 1.5, None),
         crossing(256, None, 3.0, 2.0, 2.0, 2.0),
+        crossing(500, 1.0, 3.0, 2.0, 2.0, 2.0),
         crossing(1024, 1.0, 3.0, 2.0),
     ]
     write(tmp_path, "crossover-cifar-bfloat16", rows, driver="580.1")
@@ -247,11 +248,17 @@ def test_auto_takes_a_kernel_where_it_beat_every_form_of_torch(
     arguments = (STAGE, torch.bfloat16)
     batches = [row["batch"] for row in rows]
     won = [n for n in batches if gate.measured_faster("forward", *arguments, n, CARD)]
-    assert won == [1, 64]
+    assert won == [1, 64, 500]
+    # 256 failed: neither it nor what lies between it and those it did not fail at.
+    beside = [gate.measured_faster("forward", *arguments, n, CARD) for n in (65, 255, 257, 499)]
+    assert beside == [False] * 4
     [entry] = json.loads((tmp_path / "measured.json").read_text())["Some Card"].values()
     assert entry["versions"] == {**versions.installed(), "driver": "580.1"}
     best = {row["batch"]: row["form"] for row in entry["times"]}
-    assert best == {1: "compiled", 8: "compiled", 32: "eager_graphed", 64: "eager_graphed"}
+    assert best == {
+        1: "compiled", 8: "compiled", 32: "eager_graphed", 64: "eager_graphed",
+        256: "eager_channels_last", 500: "eager_channels_last",
+    }  # fmt: skip
 
 
 def test_a_kernel_on_chip_must_win_from_python_and_from_a_graph(
@@ -265,12 +272,20 @@ def test_a_kernel_on_chip_must_win_from_python_and_from_a_graph(
             "batch": batch,
             **dict(zip(forms, ms, strict=True)),
         }
-        for batch, ms in {1: (1, 1, 2, 2), 8: (1, 2, 2, 1), 64: (1, None, 2, 2)}.items()
+        for batch, ms in {
+            1: (1, 1, 2, 2),
+            8: (1, 2, 2, 1),
+            16: (1, 1, 2, 2),
+            64: (1, None, 2, 2),
+            128: (1, 1, 2, 2),
+        }.items()
     ]
     write(tmp_path, "on_chip-cifar-bfloat16", rows)
     adopted(tmp_path, monkeypatch)
     arguments = ("on_chip forward", STAGE, torch.bfloat16)
-    assert [gate.measured_faster(*arguments, n, CARD) for n in (1, 8, 64)] == [True, False, False]
+    won = [n for n in range(1, 200) if gate.measured_faster(*arguments, n, CARD)]
+    # 64 failed, and speaks for no batch up to the next that did not.
+    assert won == [1, 2, 3, 13, 14, 15, 16, *range(128, 200)]
 
 
 def test_what_other_versions_found_is_not_kept_beside_what_these_did(

@@ -22,6 +22,8 @@ char* shared_of_rank[16];
 namespace {
 
 constexpr std::size_t STACK = 64 << 10;
+// At the far end of every stack, where only one that is too small would write.
+constexpr std::uint64_t UNTOUCHED = 0x5afe5afe5afe5afe;
 
 struct Copy {
   void* to;
@@ -62,11 +64,12 @@ UNSEEN void resume(Fiber& fiber) {
 #else
 jmp_buf to_scheduler;
 
-UNSEEN void yield() {
+// Not to be inlined: what a caller has in registers is as it was after a jump back into these.
+__attribute__((noinline)) void yield() {
   if (!_setjmp(static_cast<Fiber*>(current)->again)) _longjmp(to_scheduler, 1);
 }
 
-UNSEEN void resume(Fiber& fiber) {
+__attribute__((noinline)) void resume(Fiber& fiber) {
   current = &fiber;
   if (_setjmp(to_scheduler)) return;
   if (fiber.begun) _longjmp(fiber.again, 1);
@@ -104,7 +107,8 @@ UNSEEN bool run_warp(Fiber* lanes) {
 
 }  // namespace
 
-UNSEEN void meet(Meeting& meeting, bool orders_memory, void (*before_all_go)(Warp&)) {
+UNSEEN void meet(Meeting& meeting, [[maybe_unused]] bool orders_memory,
+                 void (*before_all_go)(Warp&)) {
 #if defined(__SANITIZE_THREAD__)
   if (orders_memory) __tsan_release(&meeting);
 #endif
@@ -259,6 +263,7 @@ bool run_cluster(int cluster, int shared_bytes, Random& random) {
     static_cast<Thread&>(fiber) = {i % THREADS, rank, cluster, shared_of_rank[rank],
                                    &warps[i / 32], &blocks[rank], &all, nullptr, 0, false};
     fiber.stack.reset(new char[STACK]);
+    std::memcpy(fiber.stack.get(), &UNTOUCHED, sizeof UNTOUCHED);
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = STACK;
@@ -282,6 +287,10 @@ bool run_cluster(int cluster, int shared_bytes, Random& random) {
   bool ended = true;
   for (Fiber& fiber : fibers) {
     ended &= fiber.ended;
+    if (std::memcmp(fiber.stack.get(), &UNTOUCHED, sizeof UNTOUCHED)) {
+      std::fputs("a fiber's stack is too small\n", stderr);
+      std::abort();
+    }
 #if defined(__SANITIZE_THREAD__)
     __tsan_destroy_fiber(fiber.sanitized);
 #endif
