@@ -15,7 +15,7 @@ from codedinv.schemes import build_scheme
 from codedinv.serving import Policy, Prediction
 from codedinv.serving import actions as act
 from codedinv.serving.versions import build_served
-from codedinv.workers import Result
+from codedinv.workers import Died, Result, TaskError
 from tests.serving.helpers import wait_until
 from tests.serving.linear_model import LinearModel
 from tests.serving.scripted import Stepped
@@ -410,3 +410,26 @@ def test_a_result_that_holds_no_real_numbers_is_its_workers_error() -> None:
         server.pool.answer(server.model)
     assert server.counts["task_errors"] == 1
     assert [future.result(0).source for future in futures] == ["exact"] * 2
+
+
+def test_nothing_is_sent_to_a_worker_whose_death_was_told_in_the_same_turn() -> None:
+    """A probe that was passed makes the next one, which is sent at the end of the turn."""
+    server = Stepped(policy=Policy(quarantine_after=1, probe_interval_s=0.01))
+    server.submit(server.model.queries(1)[0])
+    server.turn()
+    server.pool.answer(server.model)
+    server.turn()
+    server.submit(server.model.queries(1)[0])
+    server.turn()
+    worker, generation, task, *_ = server.pool.sent.pop()
+    server.pool.messages.append(TaskError(worker, generation, task, "a fault"))
+    server.turn()
+    server.pool.answer(server.model)
+    server.turn(after_s=0.02)
+    (probe,) = [sent for sent in server.pool.sent if sent[0] == worker]
+    server.pool.answer(server.model)
+    server.pool.messages.append(Died(worker, generation, "killed"))
+    server.turn()
+    assert probe[1] == generation
+    assert server.counts["probes"] == 2
+    assert server.pool.sent == []
