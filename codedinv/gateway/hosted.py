@@ -108,13 +108,13 @@ class HostedModel:
         self.is_wanted = True
         if self._next_load is None:
             self._next_load = asyncio.ensure_future(self._load_in_turn())
+            self._next_load.add_done_callback(_noticed)
         loading, over = self._next_load, asyncio.ensure_future(self._over.wait())
         try:
             await asyncio.wait([loading, over], return_when=asyncio.FIRST_COMPLETED)
         finally:
             over.cancel()
         if not loading.done():
-            loading.add_done_callback(_noticed)
             raise self._ends()
         loading.result()
 
@@ -293,7 +293,7 @@ async def _started(settings: ModelSettings, model: Any, tracing: bool) -> CodedS
 
 
 def _noticed(loading: asyncio.Task[None]) -> None:
-    """Takes the error of a load for which nobody waits any more."""
+    """Takes the error of a load, for which perhaps nobody waits any more."""
     if not loading.cancelled():
         loading.exception()
 

@@ -154,12 +154,12 @@ class Audits:
 
     def _convict(self, audit: _Audit, event: ev.Compared, runs: list[_Run]) -> None:
         group, core = audit.group, self._core
+        queries = group.queries[event.slot : event.slot + 1]  # now: a conviction may end the audit
         for number, run in enumerate(runs[: event.run]):
             if number not in event.agrees:
                 worker = core.fleet.current(run.worker, run.generation)
                 if worker is not None:
                     core.quarantine.convict(worker)
-        queries = group.queries[event.slot : event.slot + 1]
         if 0 not in event.agrees and queries and queries[0].source is not None:
             core.counts["corrections"] += 1
             core.emit(act.Correct(queries[0].id, group.version, runs[event.run].result))

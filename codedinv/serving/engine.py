@@ -313,6 +313,7 @@ class Engine:
                 self._settle(worker)
                 return ev.WorkerReady(now, worker, generation)
             case Died(worker, generation, reason):
+                self._to_send.pop((worker, generation), None)
                 self._metrics.last_error = f"worker {worker} died: {reason}"
                 self._settle(worker)
                 return ev.WorkerDied(now, worker, generation, reason)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import gzip
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -27,6 +28,7 @@ from codedinv.gateway.hosted import HostedModel, HostedModels
 from codedinv.gateway.inference import Limits
 from codedinv.gateway.rest import build_app
 from codedinv.gateway.rpc import Rpc
+from codedinv.gateway.settings import ModelSettings
 from codedinv.gateway.traffic import Traffic
 from codedinv.oip import InferRequest, Tensor, grpc_codec
 from codedinv.oip.messages import Stub
@@ -325,6 +327,27 @@ def test_mounted_health_needs_no_token_either(serve: Callable[..., CodedServer])
 def test_a_name_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="'a' twice"):
         HostedModels([HostedModel("a"), HostedModel("a")])
+
+
+def test_a_load_that_fails_after_its_client_went_away_is_no_lost_error(tmp_path: Path) -> None:
+    lost: list[str] = []
+
+    async def ask_and_go() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: lost.append(context["message"]))
+        model = HostedModel("a", ModelSettings(model=str(tmp_path / "nothing")))
+        client = asyncio.ensure_future(model.load())
+        await asyncio.sleep(0)
+        client.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await client
+        while "nothing" not in model.reason:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
+        gc.collect()
+
+    asyncio.run(ask_and_go())
+    assert not lost
 
 
 def test_reloading_a_mounted_model_reads_its_folder_again(tmp_path: Path) -> None:

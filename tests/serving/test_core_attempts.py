@@ -185,6 +185,35 @@ def test_with_two_parities_only_the_suspect_is_run_again() -> None:
     assert [k.worker for k in kills] == [1]
 
 
+def test_a_wrong_answer_is_corrected_though_its_workers_conviction_ends_the_audit() -> None:
+    """The last worker that another slot could be run by is the one that is convicted."""
+    story = verified()
+    story.tell(ev.Inspected, 0, True, None)
+    assert {w: story.sent[w].payload for w in (3, 0, 1)} == {
+        3: "query 0",
+        0: "query 1",
+        1: "parity 0",
+    }
+
+    def answered(worker: int, agrees: tuple[int, ...]) -> None:
+        """A worker has done its run, which agrees with these before it."""
+        story.answer(worker)
+        (compare,) = story.of(act.Compare)
+        story.tell(ev.Compared, compare.group, compare.slot, compare.run, agrees)
+
+    answered(3, ())  # query 0: worker 3 and the first one differ,
+    answered(1, (0,))
+    answered(2, ())  # so does worker 2,
+    assert story.sent[1].payload == "query 0"  # and worker 1 is the last one to ask
+    answered(0, ())
+    (last,) = story.of(act.Dispatch)
+    assert last.payload == "query 1"
+    answered(last.worker, (1,))  # worker 1 was wrong about query 1
+    assert [kill.worker for kill in story.of(act.Kill)] == [1]
+    assert [correct.query for correct in story.of(act.Correct)] == [1]
+    assert story.core.groups == {}
+
+
 def test_a_convict_is_probed_before_it_gets_queries_again() -> None:
     story = verified()
     story.tell(ev.Inspected, 0, True, None)

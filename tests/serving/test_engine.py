@@ -15,6 +15,7 @@ from codedinv.schemes import build_scheme
 from codedinv.serving import Policy, Prediction
 from codedinv.serving import actions as act
 from codedinv.serving.versions import build_served
+from codedinv.workers import Died, Result, TaskError
 from tests.serving.helpers import wait_until
 from tests.serving.linear_model import LinearModel
 from tests.serving.scripted import Stepped
@@ -377,3 +378,58 @@ def test_a_decoder_that_takes_no_result_fails_only_what_it_should_recover() -> N
     with pytest.raises(CodedInvError, match="no room"):
         futures[0].result(0)
     assert [f.result(0).source for f in futures[1:]] == ["exact"] * 3
+
+
+def test_results_of_one_turn_may_differ_in_their_dtypes() -> None:
+    """Of a pool of one's own, whose first worker computes in integers, say."""
+    server = Stepped()
+    queries = server.model.queries(4)
+    futures = [server.submit(query) for query in queries]
+    server.turn()
+    server.pool.answer(server.model)
+    worker, generation, task, embedding = server.pool.messages[0]
+    rounded = np.rint(embedding).astype(np.int64)
+    server.pool.messages[0] = Result(worker, generation, task, rounded)
+    others = [message.embedding for message in server.pool.messages[1:4]]
+    server.turn()
+    expected = server.model.head(np.stack([rounded.astype(np.float32), *others]), "label")
+    for future, row in zip(futures, expected, strict=True):
+        np.testing.assert_allclose(future.result(0).outputs["label"], row, atol=1e-5)
+
+
+def test_a_result_that_holds_no_real_numbers_is_its_workers_error() -> None:
+    server = Stepped()
+    futures = [server.submit(query) for query in server.model.queries(2)]
+    server.turn()
+    server.pool.answer(server.model)
+    worker, generation, task, embedding = server.pool.messages[0]
+    of_no_use = embedding.astype(np.complex64)
+    server.pool.messages[0] = Result(worker, generation, task, of_no_use)
+    for _ in range(3):
+        server.turn()
+        server.pool.answer(server.model)
+    assert server.counts["task_errors"] == 1
+    assert [future.result(0).source for future in futures] == ["exact"] * 2
+
+
+def test_nothing_is_sent_to_a_worker_whose_death_was_told_in_the_same_turn() -> None:
+    """A probe that was passed makes the next one, which is sent at the end of the turn."""
+    server = Stepped(policy=Policy(quarantine_after=1, probe_interval_s=0.01))
+    server.submit(server.model.queries(1)[0])
+    server.turn()
+    server.pool.answer(server.model)
+    server.turn()
+    server.submit(server.model.queries(1)[0])
+    server.turn()
+    worker, generation, task, *_ = server.pool.sent.pop()
+    server.pool.messages.append(TaskError(worker, generation, task, "a fault"))
+    server.turn()
+    server.pool.answer(server.model)
+    server.turn(after_s=0.02)
+    (probe,) = [sent for sent in server.pool.sent if sent[0] == worker]
+    server.pool.answer(server.model)
+    server.pool.messages.append(Died(worker, generation, "killed"))
+    server.turn()
+    assert probe[1] == generation
+    assert server.counts["probes"] == 2
+    assert server.pool.sent == []
