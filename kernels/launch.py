@@ -95,7 +95,7 @@ def sizes_of(
         H=stage.height, W=stage.width, IMAGES=tuning.images, BANDS=tuning.bands,
         BLOCK=min(block, next_power_of_2(pixels)), BLOCK_M=tuning.block_m,
         BLOCK_N=tuning.block_n, BLOCK_K=tuning.block_k, PARTS=parts_of(dtype)[1],
-        INTERPRETED=interpreted,
+        PROMOTE=tuning.promote, INTERPRETED=interpreted,
     )  # fmt: skip
 
 

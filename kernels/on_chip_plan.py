@@ -23,6 +23,8 @@ SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 2
 # two.
 MOST_WARPS, MOST_WIDE_WARPS, LEAST_WARPS = 16, 8, 4
 NARROW = 32
+# From this capability on the assembler spills 20 bytes and more of two tiles in 128 registers.
+SPILLS_TWO_TILES = 100
 
 # Tiles up to which more warps than tiles share wide layers: one warp would go through all channels
 # of a tile alone, with nobody to hide what it waits for.
@@ -56,7 +58,7 @@ def layout_for(
     at_once = [layout for layout in fitting if layout.cluster * batch <= multiprocessors]
     if at_once:
         return max(at_once, key=lambda layout: layout.cluster)
-    several = [_several(layout, batch, multiprocessors, kernel, limit) for layout in fitting]
+    several = [_several(layout, batch, multiprocessors, capability, kernel) for layout in fitting]
     if several[0].cluster == 1:
         return several[0]
     # Weights that are shared are read from L2 by every cluster: few of them, with many images.
@@ -72,25 +74,27 @@ def _fitting(stage: Stage, capability: int, kernel: str, limit: int) -> Iterator
         if small and size > 1:
             layout = Layout(stage, splits=size, shared=True)
         if layout.unfit() is None:
-            layout = _warps(layout)
+            layout = _warps(layout, capability)
             if layout.shared_bytes(kernel) <= limit:
                 yield layout
         size *= 2
 
 
-def _several(layout: Layout, batch: int, multiprocessors: int, kernel: str, limit: int) -> Layout:
+def _several(
+    layout: Layout, batch: int, multiprocessors: int, capability: int, kernel: str
+) -> Layout:
     """The layout with as many images as leave no multiprocessor idle, fit, and are of use."""
     waves = -(-batch * layout.cluster // multiprocessors)
     while 2 * layout.images <= waves and 2 * layout.tiles <= MOST_TILES:
-        more = _warps(replace(layout, images=2 * layout.images))
-        if more.unfit() is not None or more.shared_bytes(kernel) > limit:
+        more = _warps(replace(layout, images=2 * layout.images), capability)
+        if more.unfit() is not None or more.shared_bytes(kernel) > SHARED_BYTES[capability]:
             break
         layout = more
     return layout
 
 
 @cache
-def _warps(layout: Layout) -> Layout:
+def _warps(layout: Layout, capability: int) -> Layout:
     """The layout with as many warps as it has work for, of two tiles each where there are many."""
     tiles = layout.tiles
     if layout.splits > 1:
@@ -99,6 +103,8 @@ def _warps(layout: Layout) -> Layout:
     if tiles <= FEW_TILES and layout.inner > NARROW:
         return replace(layout, shared=True, warps=MOST_WIDE_WARPS)
     tall = 2 if layout.bands == 1 and tiles >= ENOUGH_TILES else 1
+    if capability >= SPILLS_TWO_TILES and layout.inner <= NARROW:
+        tall = 1
     most = MOST_WIDE_WARPS if tall > 1 and layout.inner > NARROW else MOST_WARPS
     units = -(-tiles // tall)
     rounds = -(-units // most)

@@ -104,7 +104,8 @@ class Sizes:
         IMAGES: whole images per program. BANDS: programs per image, each a band of rows.
         BLOCK: pixels per tile outside the matrix products.
         BLOCK_M: pixels, BLOCK_K: rows of w1, BLOCK_N: columns of w3 per tile of the products.
-        PARTS: numbers that make up an operand. INTERPRETED: whether Triton's interpreter runs it.
+        PARTS: numbers that make up an operand. PROMOTE: whether sums of their products begin at
+            zero at each BLOCK_K. INTERPRETED: whether Triton's interpreter runs it.
     """
 
     C: int
@@ -121,6 +122,7 @@ class Sizes:
     BLOCK_N: int
     BLOCK_K: int
     PARTS: int
+    PROMOTE: bool
     INTERPRETED: bool
 
     @property

@@ -58,19 +58,22 @@ def multiply(a, b, acc, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def multiply_parts(a, a1, a2, b, b1, b2, acc, INTERPRETED: tl.constexpr):
+def multiply_parts(
+    a, a1, a2, b, b1, b2, acc, PROMOTE: tl.constexpr, INTERPRETED: tl.constexpr
+):  # fmt: skip
     """acc + (a + a1 + a2) @ (b + b1 + b2), the smallest products first.
 
-    They are added up from zero, and acc once in float32. A tensor core cuts off each sum that it
-    makes: with acc in it six times for every step along k, F of 48@8x8/128 is off by 3e-6 where
-    this way it is off by 1.7e-7 (emulated, tests/kernels/test_tensor_core.py).
+    With PROMOTE they are added up from zero, and acc once in float32. A tensor core cuts off each
+    sum that it makes: with acc in it six times for every step along k, F of 48@8x8/128 is off by
+    3e-6 where this way it is off by 1.7e-7 (emulated, tests/kernels/test_tensor_core.py).
     """
-    products = multiply(a2, b, tl.zeros_like(acc), INTERPRETED)
+    products = multiply(a2, b, tl.zeros_like(acc) if PROMOTE else acc, INTERPRETED)
     products = multiply(a, b2, products, INTERPRETED)
     products = multiply(a1, b1, products, INTERPRETED)
     products = multiply(a1, b, products, INTERPRETED)
     products = multiply(a, b1, products, INTERPRETED)
-    return acc + multiply(a, b, products, INTERPRETED)
+    products = multiply(a, b, products, INTERPRETED)
+    return acc + products if PROMOTE else products
 
 
 @triton.jit
@@ -172,7 +175,7 @@ def convolve(acc, source, offset, row, col, valid, weight, S: tl.constexpr):
             a2 = tl.load(at + 2 * S.PLANE, mask=inside, other=0.0)
             b1 = tl.load(columns + S.K1 * S.N)
             b2 = tl.load(columns + 2 * S.K1 * S.N)
-            acc = multiply_parts(a, a1, a2, b, b1, b2, acc, S.INTERPRETED)
+            acc = multiply_parts(a, a1, a2, b, b1, b2, acc, S.PROMOTE, S.INTERPRETED)
         else:
             acc = multiply(a, b, acc, S.INTERPRETED)
     return acc
@@ -190,7 +193,7 @@ def multiply_rows(acc, rows, weight, S: tl.constexpr):
         columns = weight + k[:, None] * S.N + n[None, :]
         b = tl.load(columns)
         b1, b2 = tl.load(columns + S.N * S.N), tl.load(columns + 2 * S.N * S.N)
-        acc = multiply_parts(a, a1, a2, b, b1, b2, acc, S.INTERPRETED)
+        acc = multiply_parts(a, a1, a2, b, b1, b2, acc, S.PROMOTE, S.INTERPRETED)
     return acc
 
 

@@ -67,6 +67,8 @@ class StageTuning:
         block_n: columns of the last one's.
         num_warps, num_stages: as in Triton.
         bands: programs that share an image, each a band of rows; images is 1 if there are several.
+        promote: whether float32 sums of block_k rows begin at zero and are added up outside of the
+            tensor core, which cuts them off.
     """
 
     images: int
@@ -76,6 +78,7 @@ class StageTuning:
     num_warps: int
     num_stages: int
     bands: int = 1
+    promote: bool = True
 
 
 def tensor_cores(capability: int) -> str:
@@ -161,7 +164,9 @@ def default_stage_tuning(
             tiles |= rule.tiles
     tiles["block_n"] = min(tiles["block_n"], padded_width(9 * stage.channels))
     images = 1 if few else max(1, tiles["block_m"] // (stage.height * stage.width))
-    return StageTuning(images=images, bands=bands, **tiles)
+    # Sums in tensor memory would have to leave it at each step, and programs would spill.
+    promote = cores != "tcgen05"
+    return StageTuning(images=images, bands=bands, promote=promote, **tiles)
 
 
 def _interpreted(stage: Stage, dtype: torch.dtype) -> StageTuning:

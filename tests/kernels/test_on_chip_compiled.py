@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,11 @@ REGISTER_FILE = 65536
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
 
 
-def check(layout: Layout, dtype: torch.dtype, capability: int, folder: Path) -> None:
-    """Compiles without spills or warnings; its registers and shared memory fit the card."""
+def check(
+    layout: Layout, kernels: set[str], dtype: torch.dtype, capability: int, folder: Path
+) -> None:
+    """Compiles without spills or warnings; its registers, and the shared memory of the kernels it
+    was chosen for, fit the card."""
     command = [
         "nvcc", f"-arch=sm_{capability}", "-std=c++17", "-Werror", "all-warnings", "-Xptxas", "-v",
         "-cubin", "-o", str(folder / "stage.cubin"), *layout.defines(dtype), str(SOURCES / MAIN),
@@ -42,7 +46,7 @@ def check(layout: Layout, dtype: torch.dtype, capability: int, folder: Path) -> 
     assert len(registers) == 2
     # They are given out by eights.
     assert all(-(-number // 8) * 8 * 32 * layout.warps <= REGISTER_FILE for number in registers)
-    for kernel in ("forward", "inversion"):
+    for kernel in kernels:
         assert layout.shared_bytes(kernel) <= SHARED_BYTES[capability]
 
 
@@ -56,7 +60,7 @@ def test_a_layout_fits_its_card(case: tuple[Stage, int, torch.dtype, int], tmp_p
     stage, batch, dtype, capability = case
     layout = layout_for(stage, batch, 132, capability, "inversion")
     assert isinstance(layout, Layout)
-    check(layout, dtype, capability, tmp_path)
+    check(layout, {"inversion"}, dtype, capability, tmp_path)
 
 
 @pytest.mark.slow
@@ -64,13 +68,11 @@ def test_a_layout_fits_its_card(case: tuple[Stage, int, torch.dtype, int], tmp_p
 @pytest.mark.parametrize("capability", [80, 90, 100, 120])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_layout_fits_its_card(dtype: torch.dtype, capability: int, tmp_path: Path) -> None:
-    layouts = {
-        layout_for(stage, batch, 132, capability, kernel)
-        for stage in STAGES
-        for batch in (1, 20, 50, 256)
-        for kernel in ("forward", "inversion")
-    }
-    for layout in layouts:
+    layouts: dict[Layout, set[str]] = {}
+    for stage, batch, kernel in product(STAGES, (1, 20, 50, 256), ("forward", "inversion")):
+        layout = layout_for(stage, batch, 132, capability, kernel)
         if isinstance(layout, Layout):
-            print(layout)
-            check(layout, dtype, capability, tmp_path)
+            layouts.setdefault(layout, set()).add(kernel)
+    for layout, kernels in layouts.items():
+        print(layout)
+        check(layout, kernels, dtype, capability, tmp_path)
