@@ -4,8 +4,9 @@
 
 Compiles the layouts that one image and 256 images get, disassembles them, and counts what a warp
 executes in a block of layers (forward) or an iteration (inverse): instructions, weighted by how
-often the loops around them run. Writes predicted-sm-90.json, prints the table of docs/on-chip.md.
-Needs nvcc, and Triton for its disassembler.
+often the loops around them run. Writes predicted-sm-90.json and prints the tables of
+docs/on-chip.md, of which the second has the baselines of machine-code-sm-90.json. Needs nvcc, and
+Triton for its disassembler.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from typing import Any
 
 import torch
 import triton
-from receipt import write_receipt
+from machine.on_chip import bars_table
+from receipt import FOLDER, write_receipt
 
 from codedinv.kernels.on_chip_compile import MAIN, SOURCES
 from codedinv.kernels.on_chip_plan import layout_for
@@ -206,7 +208,10 @@ def main() -> None:
                     code = program(disassembled(layout, Path(folder)), kernel)
                     rows.append(predicted(layout, kernel, batch, executed(layout, *code)))
     path = write_receipt("predicted", {"results": rows}, f"sm_{CAPABILITY}")
-    print(table(json.loads(path.read_text())))
+    content = json.loads(path.read_text())
+    print(table(content))
+    code = json.loads((FOLDER / f"machine-code-sm-{CAPABILITY}.json").read_text())
+    print("\n" + bars_table(content, code))
 
 
 if __name__ == "__main__":

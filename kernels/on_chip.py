@@ -89,7 +89,9 @@ class OnChipBlocks:
         """
         taken = self._taken.get((kernel, shape))
         if taken is None:
-            taken = self._taken[kernel, shape] = self._decide(kernel, shape)
+            taken = self._decide(kernel, shape)
+            if not streams.capturing(self._device):  # where nothing can be loaded
+                self._taken[kernel, shape] = taken
         if taken and self._ready is not None:
             streams.use([*self._packs, self._leading], self._ready)
         return taken

@@ -33,8 +33,11 @@ def _candidates() -> list[str]:
     """Where NVRTC may be: torch's own, the wheels that torch depends on, the system's; first those
     of the CUDA that torch was built for, whose cards and driver it knows, before a wheel that
     something else brought."""
-    own = f".so.{(torch.version.cuda or '').partition('.')[0]}"
-    return sorted(_installed(), key=lambda name: own not in Path(name).name)
+    cuda = torch.version.cuda
+    own = f"libnvrtc.so.{cuda.partition('.')[0]}" if cuda else "libnvrtc.so"
+    # By its bare name where the loader knows it: one that is loaded, or lies in conda's lib.
+    found = [*_installed(), own]
+    return sorted(found, key=lambda name: own.removeprefix("libnvrtc") not in Path(name).name)
 
 
 def _installed() -> Iterator[str]:

@@ -156,6 +156,24 @@ def test_what_was_measured_and_cannot_be_loaded_costs_nobody_an_answer(
         prepare(blocks, on_chip=True)(x)
 
 
+def test_what_cannot_be_loaded_within_a_capture_can_after_it(
+    launches: Launches, measure: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kernel_of(*_: object) -> None:
+        raise on_chip_driver.DriverError("cuModuleLoadData: operation not permitted")
+
+    measure(faster_forward())
+    x, blocks = draw(2)
+    handle = prepare(blocks)
+    with monkeypatch.context() as within:
+        within.setattr(on_chip_driver, "kernel_of", kernel_of)
+        within.setattr(on_chip.streams, "capturing", lambda _: True)
+        handle(x)
+    assert not launches
+    handle(x)
+    assert len(launches) == 1
+
+
 def test_what_is_demanded_and_cannot_be_says_why(launches: Launches) -> None:
     _, blocks = draw(1)
     handle = prepare(blocks, on_chip=True)
@@ -330,6 +348,12 @@ def test_nvrtc_is_that_of_torchs_cuda(
     monkeypatch.setattr(on_chip_compile, "find_spec", lambda _: wheels)
     monkeypatch.setattr(torch.version, "cuda", cuda)
     assert on_chip_compile._candidates()[0].endswith(f"/libnvrtc.so.{major}")
+
+
+def test_nvrtc_that_only_the_loader_finds_is_tried_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_chip_compile, "_installed", lambda: iter(()))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert on_chip_compile._candidates() == ["libnvrtc.so.13"]
 
 
 def test_without_nvrtc_compiling_says_where_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
