@@ -94,6 +94,14 @@ def create_memory(nbytes: int) -> int:
     return fd
 
 
+def _make_room(sock: socket.socket, nbytes: int) -> None:
+    """Lets a socket send messages of this size at once: a system may have been told to give it less
+    (Linux: net.core.wmem_default), and one that is too long would look like the other end's death.
+    """
+    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) < 2 * nbytes:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, nbytes)  # Linux doubles it
+
+
 class Parcel(NamedTuple):
     """An array to be sent: for which task and model, and its place in shared memory."""
 
@@ -135,6 +143,7 @@ class Channel:
         self._receives_query = is_worker
         self._buffer = bytearray(_HEADER.size * MOST_SLOTS + _INLINE_BYTES)
         self._view = memoryview(self._buffer)
+        _make_room(sock, len(self._buffer))
         shapes = layout.query_shapes
         self._shapes = shapes if is_worker else (layout.embedding_shape,) * len(shapes)
         self._nbytes = [4 * int(np.prod(shape)) for shape in self._shapes]

@@ -97,7 +97,8 @@ class Pool(Protocol):
         """Gives a ready worker a task; never blocks. An unknown model is a `TaskError`."""
 
     def send_many(self, worker: int, generation: int, tasks: Sequence[Task]) -> None:
-        """As `send` of each, in their order. A pool that has no better way leaves it out."""
+        """As `send` of each, in their order; it is what a server calls, if there is one, and never
+        `send`. A pool that has no better way leaves it out."""
         for task in tasks:
             self.send(worker, generation, *task)
 

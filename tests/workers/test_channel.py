@@ -78,6 +78,22 @@ def test_as_many_small_queries_as_there_are_slots_fit_in_a_message(
     assert [r.task for r in received] == [p.task for p in sent]
 
 
+def test_a_full_message_has_room_where_the_system_gives_sockets_little() -> None:
+    inline = 64 * 1024 // MOST_SLOTS
+    layout = Layout(((inline // 4,),), EMBEDDING, MOST_SLOTS)
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for sock in pair:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 * 1024)
+    pool, worker = (
+        Channel(sock, None, layout, is_worker)
+        for sock, is_worker in zip(pair, (False, True), strict=True)
+    )
+    pool.send_arrays(Kind.TASK, parcels(MOST_SLOTS, [layout.query_shapes[0]]))
+    assert len(worker.receive(wait=False) or ()) == MOST_SLOTS
+    pool.close()
+    worker.close()
+
+
 def test_a_message_of_another_size_than_its_model_says_is_an_error(
     ends: tuple[Channel, Channel],
 ) -> None:
