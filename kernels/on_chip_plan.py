@@ -23,8 +23,8 @@ SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 2
 # two.
 MOST_WARPS, MOST_WIDE_WARPS, LEAST_WARPS = 16, 8, 4
 NARROW = 32
-# From this capability on the assembler spills 20 bytes and more of two tiles in 128 registers.
-SPILLS_TWO_TILES = 100
+# From this compute capability on the assembler spills 16 to 68 bytes at 128 registers.
+SPILLS = 100
 
 # Tiles up to which more warps than tiles share wide layers: one warp would go through all channels
 # of a tile alone, with nobody to hide what it waits for.
@@ -103,9 +103,8 @@ def _warps(layout: Layout, capability: int) -> Layout:
     if tiles <= FEW_TILES and layout.inner > NARROW:
         return replace(layout, shared=True, warps=MOST_WIDE_WARPS)
     tall = 2 if layout.bands == 1 and tiles >= ENOUGH_TILES else 1
-    if capability >= SPILLS_TWO_TILES and layout.inner <= NARROW:
-        tall = 1
-    most = MOST_WIDE_WARPS if tall > 1 and layout.inner > NARROW else MOST_WARPS
+    wide = capability >= SPILLS or (tall > 1 and layout.inner > NARROW)
+    most = MOST_WIDE_WARPS if wide else MOST_WARPS
     units = -(-tiles // tall)
     rounds = -(-units // most)
     return replace(layout, shared=False, tall=tall, warps=max(LEAST_WARPS, -(-units // rounds)))

@@ -137,6 +137,8 @@ RULES = (
     Rule({"num_warps": 4}, "these do not", cores="tcgen05", exact=True, hidden=32),
     Rule({"num_stages": 1}, "a pipeline overflows tensor memory, for which Triton 3.7 emits a trap",
          cores="tcgen05", exact=True, wide=True),
+    Rule({"block_k": 32}, "16 spill 16 bytes", cores="tcgen05", exact=True,
+         stage=Stage(48, 8, 8, 128)),
     Rule({"block_k": 64}, "nine taps at once", cores="wgmma", exact=True, channels=4, hidden=32),
     Rule({"block_k": 16}, "nine taps of one channel are sixteen", channels=1),
     Rule({"num_stages": 3}, "shared memory allows it", exact=False, channels=4),
