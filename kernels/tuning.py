@@ -133,6 +133,8 @@ RULES = (
     Rule({"block_k": 16}, "", exact=True, wide=True),
     Rule({"block_k": 16}, "fragments of mma are registers", cores="mma", exact=True),
     Rule({"block_n": 16}, "", cores="mma", exact=True, wide=True),
+    Rule({"block_m": 32}, "with 64 mixing spills 8 bytes", cores="mma", exact=True,
+         stage=Stage(16, 7, 7, 96)),
     Rule({"num_warps": 8}, "4 would use every register", cores="tcgen05", exact=True),
     Rule({"num_warps": 4}, "these do not", cores="tcgen05", exact=True, hidden=32),
     Rule({"num_stages": 1}, "a pipeline overflows tensor memory, for which Triton 3.7 emits a trap",
