@@ -55,7 +55,7 @@ def test_a_lying_worker_is_found_and_its_answers_are_corrected(
     ]
     assert wrong, "the worker gave no answer"
     wait_until(lambda: corrections)
-    for query, prediction in corrections.items():
+    for query, prediction in dict(corrections).items():  # more may come meanwhile
         assert prediction.source == "exact"
         assert predictions[query].query_id == query
         check_answers([prediction], expected[[query]])
