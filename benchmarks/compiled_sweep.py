@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import triton
-from receipt import FOLDER, ROOT, write_receipt
+from receipt import FOLDER, ROOT, TRACKED, write_receipt
 
 from codedinv.kernels.aot import SHARED_LIMIT_KIB, compile_variant, variants
 
@@ -90,9 +90,13 @@ def sources() -> str:
 
 
 def kept() -> list[dict[str, Any]]:
-    """Results that the receipt has, each of its own sources."""
-    path = FOLDER / "compiled-sweep.json"
-    return list(json.loads(path.read_text())["results"]) if path.exists() else []
+    """Results of earlier sweeps, each of its own sources: of those not adopted yet, else of the
+    tracked receipt."""
+    for folder in (FOLDER, TRACKED):
+        path = folder / "compiled-sweep.json"
+        if path.exists():
+            return list(json.loads(path.read_text())["results"])
+    return []
 
 
 def sweep(tritons: list[str | None], architectures: list[int], dtypes: list[str]) -> int:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import triton
 from machine.on_chip import bars_table
-from receipt import FOLDER, write_receipt
+from receipt import TRACKED, write_receipt
 
 from codedinv.kernels.on_chip_compile import MAIN, SOURCES
 from codedinv.kernels.on_chip_plan import layout_for
@@ -210,7 +210,7 @@ def main() -> None:
     path = write_receipt("predicted", {"results": rows}, f"sm_{CAPABILITY}")
     content = json.loads(path.read_text())
     print(table(content))
-    code = json.loads((FOLDER / f"machine-code-sm-{CAPABILITY}.json").read_text())
+    code = json.loads((TRACKED / f"machine-code-sm-{CAPABILITY}.json").read_text())
     print("\n" + bars_table(content, code))
 
 

@@ -18,6 +18,8 @@ from tests.kernels.tensor_core import AMPERE_STEP, HOPPER_STEP, truncating_produ
 # Beside torch's own error against float64.
 TIMES_TORCH = 4
 WIDE = (Stage(48, 8, 8, 128), Stage(64, 4, 4, 128), Stage(16, 7, 7, 96))
+EVERYDAY = WIDE[-1]  # the inverse of the others takes 40 s
+SLOW = [pytest.param(stage, marks=pytest.mark.slow) for stage in WIDE[:-1]]
 OTHERS = [
     pytest.param(stage, marks=pytest.mark.slow) for stage in STAGES if stage not in WIDE
 ]  # fmt: skip
@@ -92,7 +94,7 @@ def test_a_branch_is_as_exact_as_torchs_where_sums_are_cut_off(
 @pytest.mark.parametrize(
     "step", [HOPPER_STEP, pytest.param(AMPERE_STEP, marks=pytest.mark.slow)]
 )  # fmt: skip
-@pytest.mark.parametrize("stage", [*WIDE, *OTHERS], ids=str)
+@pytest.mark.parametrize("stage", [EVERYDAY, *OTHERS, *SLOW], ids=str)
 def test_an_inverse_is_as_exact_as_torchs_where_sums_are_cut_off(
     stage: Stage, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
