@@ -110,9 +110,8 @@ def _git(*arguments: str) -> str:
 
 
 def _relative(argument: str) -> str:
+    """A path in this checkout from its root; of one elsewhere only that it is one."""
     path = Path(argument)
-    return (
-        str(path.relative_to(ROOT))
-        if path.is_absolute() and path.is_relative_to(ROOT)
-        else argument
-    )
+    if not path.is_absolute():
+        return argument
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else "FOLDER"
